@@ -1,0 +1,74 @@
+# Each target makes the virtual environments it needs; none has to be activated.
+PYTHON ?= python3
+
+PIP := bin/python -m pip install --quiet --disable-pip-version-check
+FLOORS := cloudpickle==3.0.0 grpcio==1.80.0 protobuf==6.31.1 tblib==3.0.0
+# Newer generators write code that protobuf 6 refuses to load.
+GENERATOR := grpcio-tools==1.80.1
+# The mapped path gives the descriptor a name that no other package's wire.proto has.
+PROTOC := .venv-proto/bin/python -m grpc_tools.protoc --proto_path=wool/protocol=protos \
+	wool/protocol/wire.proto
+GENERATED := wool/protocol/wire_pb2.py wool/protocol/wire_pb2.pyi
+
+.PHONY: quickstart test lint format types proto proto-check floors clean
+.DELETE_ON_ERROR:
+
+quickstart: .venv/.installed
+	.venv/bin/python examples/quickstart.py
+
+test: lint types proto-check
+	rm -f .coverage .coverage.*
+	.venv/bin/coverage run -m pytest
+	.venv/bin/coverage combine --quiet
+	.venv/bin/coverage report
+
+lint: .venv/.installed-dev
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+format: .venv/.installed-dev
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+types: .venv/.installed-dev
+	.venv/bin/mypy
+
+proto: .venv-proto/.installed
+	$(PROTOC) --python_out=src --pyi_out=src
+
+proto-check: .venv-proto/.installed
+	@stale=; fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	$(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" && \
+	for file in $(GENERATED); do diff -q "src/$$file" "$$fresh/$$file" || stale=1; done && \
+	if [ "$$stale" ]; then \
+		echo "src/wool/protocol is not what protos/wire.proto says: run 'make proto'" >&2; exit 1; \
+	fi
+
+# The lowest versions of the dependencies that pyproject.toml declares.
+floors: .venv-floors/.installed
+	.venv-floors/bin/python -m pytest -m "not slow"
+
+clean:
+	rm -rf .venv .venv-proto .venv-floors build dist .coverage .coverage.* htmlcov
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/$(PIP) --editable .
+	touch $@
+
+.venv/.installed-dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv-floors/.installed: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv-floors
+	.venv-floors/$(PIP) --editable '.[dev]' $(FLOORS)
+	touch $@
+
+.venv-proto/.installed: Makefile
+	$(PYTHON) -m venv .venv-proto
+	.venv-proto/$(PIP) $(GENERATOR)
+	touch $@

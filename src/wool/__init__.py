@@ -1,0 +1,119 @@
+"""wool: routines, async functions that run in worker processes, without a scheduler."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wool.runtime.resourcepool import ResourcePool
+    from wool.runtime.routine.task import WorkerProxyLike
+    from wool.runtime.worker.metadata import WorkerMetadata
+    from wool.runtime.worker.service import WorkerService
+
+__proxy__: ContextVar[WorkerProxyLike | None] = ContextVar("__proxy__", default=None)
+"""The proxy that dispatches the routines called here."""
+
+__proxy_pool__: ContextVar[ResourcePool[WorkerProxyLike] | None] = ContextVar(
+    "__proxy_pool__", default=None
+)
+"""In a worker, the proxies of the tasks it runs."""
+
+__worker_service__: ContextVar[WorkerService | None] = ContextVar(
+    "__worker_service__", default=None
+)
+"""In a worker, its service."""
+
+__worker_metadata__: WorkerMetadata | None = None
+"""In a worker, how it describes itself."""
+
+__worker_uds_address__: str | None = None
+"""In a worker that listens on a unix socket, the socket's address."""
+
+from wool.protocol import __version__
+from wool.runtime.context import RuntimeContext
+from wool.runtime.discovery.base import (
+    Discovery,
+    DiscoveryEvent,
+    DiscoveryEventType,
+    DiscoveryLike,
+    DiscoveryPublisherLike,
+    DiscoverySubscriberLike,
+    PredicateFunction,
+)
+from wool.runtime.discovery.local import LocalDiscovery
+from wool.runtime.errors import (
+    DispatchTimeout,
+    NoWorkersAvailable,
+    PayloadTooLarge,
+    RpcError,
+    TransientRpcError,
+    UnexpectedResponse,
+    WoolError,
+    WorkerLost,
+    WorkerUnresponsive,
+)
+from wool.runtime.loadbalancer.base import LoadBalancerContextLike, LoadBalancerLike
+from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
+from wool.runtime.routine.task import Task, TaskException, current_task
+from wool.runtime.routine.wrapper import routine
+from wool.runtime.serializer import Serializer
+from wool.runtime.typing import Factory
+from wool.runtime.worker.auth import WorkerCredentials
+from wool.runtime.worker.base import Worker, WorkerFactory, WorkerLike
+from wool.runtime.worker.connection import WorkerConnection
+from wool.runtime.worker.local import LocalWorker
+from wool.runtime.worker.metadata import WorkerMetadata
+from wool.runtime.worker.pool import WorkerPool
+from wool.runtime.worker.proxy import WorkerProxy
+from wool.runtime.worker.service import WorkerService
+
+__all__ = [
+    # Connections
+    "RpcError",
+    "TransientRpcError",
+    "UnexpectedResponse",
+    "WorkerConnection",
+    # Context
+    "RuntimeContext",
+    # Load balancing
+    "LoadBalancerContextLike",
+    "LoadBalancerLike",
+    "NoWorkersAvailable",
+    "RoundRobinLoadBalancer",
+    # Routines
+    "Serializer",
+    "Task",
+    "TaskException",
+    "current_task",
+    "routine",
+    # Workers
+    "LocalWorker",
+    "Worker",
+    "WorkerCredentials",
+    "WorkerFactory",
+    "WorkerLike",
+    "WorkerPool",
+    "WorkerProxy",
+    "WorkerService",
+    # Discovery
+    "Discovery",
+    "DiscoveryEvent",
+    "DiscoveryEventType",
+    "DiscoveryLike",
+    "DiscoveryPublisherLike",
+    "DiscoverySubscriberLike",
+    "LocalDiscovery",
+    "PredicateFunction",
+    "WorkerMetadata",
+    # Typing
+    "Factory",
+    # Errors
+    "DispatchTimeout",
+    "PayloadTooLarge",
+    "WoolError",
+    "WorkerLost",
+    "WorkerUnresponsive",
+    # About
+    "__version__",
+]

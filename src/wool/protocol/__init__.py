@@ -1,0 +1,122 @@
+"""The wire contract: generated messages, the service's glue, and the versions that must agree."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+import grpc.aio
+
+from wool.protocol.wire_pb2 import (
+    ChannelOptions,
+    Chunk,
+    Definition,
+    Nack,
+    Payload,
+    Request,
+    RequestBatch,
+    Response,
+    ResponseBatch,
+    RuntimeContext,
+    StopRequest,
+    Task,
+    Void,
+    WorkerMetadata,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__version__: str = version("wool")
+
+WIRE: Final = 1
+"""The number of this wire format. The published package of the same name has none."""
+
+VERSION_KEY: Final = "wool-version"
+WIRE_KEY: Final = "wool-wire"
+
+SERVICE: Final = "wool.protocol.Worker"
+DISPATCH: Final = f"/{SERVICE}/dispatch"
+STOP: Final = f"/{SERVICE}/stop"
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    """What a client says about itself when it opens a session, as gRPC metadata."""
+    return (VERSION_KEY, __version__), (WIRE_KEY, str(WIRE))
+
+
+class WorkerServicer(Protocol):
+    """The server's side of the service."""
+
+    def dispatch(
+        self,
+        requests: AsyncIterator[RequestBatch],
+        context: grpc.aio.ServicerContext[RequestBatch, ResponseBatch],
+    ) -> AsyncIterator[ResponseBatch]: ...
+
+    async def stop(
+        self, request: StopRequest, context: grpc.aio.ServicerContext[StopRequest, Void]
+    ) -> Void: ...
+
+
+class WorkerStub:
+    """The client's side of the service, on `channel`."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.dispatch = channel.stream_stream(
+            DISPATCH,
+            request_serializer=RequestBatch.SerializeToString,
+            response_deserializer=ResponseBatch.FromString,
+        )
+        self.stop = channel.unary_unary(
+            STOP,
+            request_serializer=StopRequest.SerializeToString,
+            response_deserializer=Void.FromString,
+        )
+
+
+def add_to_server(servicer: WorkerServicer, server: grpc.aio.Server) -> None:
+    """Serve `servicer` on `server`."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "dispatch": grpc.stream_stream_rpc_method_handler(
+            servicer.dispatch,
+            request_deserializer=RequestBatch.FromString,
+            response_serializer=ResponseBatch.SerializeToString,
+        ),
+        "stop": grpc.unary_unary_rpc_method_handler(
+            servicer.stop,
+            request_deserializer=StopRequest.FromString,
+            response_serializer=Void.SerializeToString,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+__all__ = [
+    "DISPATCH",
+    "SERVICE",
+    "STOP",
+    "VERSION_KEY",
+    "WIRE",
+    "WIRE_KEY",
+    "ChannelOptions",
+    "Chunk",
+    "Definition",
+    "Nack",
+    "Payload",
+    "Request",
+    "RequestBatch",
+    "Response",
+    "ResponseBatch",
+    "RuntimeContext",
+    "StopRequest",
+    "Task",
+    "Void",
+    "WorkerMetadata",
+    "WorkerServicer",
+    "WorkerStub",
+    "__version__",
+    "add_to_server",
+    "versions",
+]

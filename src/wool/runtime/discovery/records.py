@@ -1,0 +1,264 @@
+"""The files behind `LocalDiscovery`: one per worker, locked by whoever announces it.
+
+A namespace is a directory, and a record is a file in it, named by the worker's uid. These rules
+make it safe for any number of processes, any of which may die at any point:
+
+- A record is written elsewhere, locked, and renamed into place, so it is never seen in part or
+  unlocked. Its owner keeps it open, and with it the lock, for as long as it announces the worker.
+- A record whose lock can be taken has lost its owner. Whoever notices removes it, holding the lock
+  and having checked that the file of that name is still the one it locked.
+- Who replaces a record of which it isn't the owner first takes its lock, if it can, so that nobody
+  mistakes the new record for the dead one and removes it.
+- Nobody ever waits for a lock. All of this is quick enough to be done on an event loop.
+- An empty directory is removed by whoever leaves it, and made again by whoever needs it.
+
+Drafts lie beside the namespaces and not in them, because a file moved out of a directory, or from
+one name to another in it, may hold up watchdog's reports of everything else for half a second.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import stat
+import time
+from contextlib import closing, suppress
+from functools import lru_cache
+from hashlib import sha256
+from typing import Final, NamedTuple
+from uuid import uuid4
+from weakref import WeakSet
+
+from google.protobuf.message import DecodeError
+
+from wool import protocol
+from wool.runtime.rundir import runtime_directory
+from wool.runtime.worker.metadata import WorkerMetadata
+
+logger = logging.getLogger("wool.discovery.local")
+
+# Never waits, not even for the other end of a pipe.
+READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+NAME: Final = re.compile("[0-9a-f]{32}")
+ATTEMPTS: Final = 100
+
+
+class Signature(NamedTuple):
+    """Tells two versions of a record apart. The earlier announced sorts first."""
+
+    mtime_ns: int
+    inode: int
+    size: int
+
+
+class Sighting(NamedTuple):
+    """A record as it was last seen. `metadata` is None if it makes no sense to us."""
+
+    signature: Signature
+    metadata: WorkerMetadata | None
+
+
+class Descriptor:
+    """An open file, and with it the lock on it. Closed when it is collected at the latest."""
+
+    def __init__(self, path: str, flags: int) -> None:
+        self.fd = os.open(path, flags, 0o600)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def lock(self) -> bool:
+        """Take the file's lock; False if somebody else has it."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def is_at(self, path: str) -> bool:
+        """Whether this is the file at `path`. Raises `FileNotFoundError` if there is none."""
+        return os.lstat(path).st_ino == os.fstat(self.fd).st_ino
+
+    def close(self) -> None:
+        fd, self.fd = getattr(self, "fd", -1), -1
+        if fd >= 0:
+            os.close(fd)
+
+
+_owned: WeakSet[Descriptor] = WeakSet()
+
+
+def _disown() -> None:
+    for record in list(_owned):
+        record.close()
+
+
+# A child made by fork shares its parent's locks, and would keep them when the parent is dead.
+os.register_at_fork(after_in_child=_disown)
+
+
+class Directory:
+    """The directory of a namespace, which need not exist.
+
+    Its name is safe whatever the namespace, and different for each even where case doesn't count.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        digest = sha256(namespace.encode(errors="surrogatepass")).hexdigest()
+        readable = re.sub("[^a-z0-9]+", "-", namespace.lower())[:48].strip("-")
+        self._root = os.path.join(runtime_directory(), "discovery")
+        self.path = os.path.join(self._root, f"{readable or 'namespace'}-{digest[:32]}")
+
+    def make(self) -> None:
+        for path in (self._root, self.path):
+            with suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+
+    def prune(self) -> None:
+        """Remove it if it is empty."""
+        for path in (self.path, self._root):
+            with suppress(OSError):
+                os.rmdir(path)
+
+    def sweep(self) -> None:
+        """Remove the drafts that dead processes left behind."""
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self._root):
+                if name.startswith("."):
+                    path = os.path.join(self._root, name)
+                    with closing(Descriptor(path, READ)) as draft:
+                        if draft.lock():
+                            os.unlink(path)
+
+    def names(self) -> set[str] | None:
+        """What is in it, or None if there is no telling at the moment."""
+        try:
+            return set(os.listdir(self.path))
+        except FileNotFoundError:
+            return set()
+        except OSError as exc:
+            _warn_once(self.path, str(exc))
+            return None
+
+    def look(self, name: str, before: Sighting | None = None) -> Sighting | None:
+        """The record of that name, or `before` if that is what it still is; None if it is gone.
+
+        Removes it if its owner is gone. If it can't be opened it counts as unchanged.
+        """
+        path = self._path(name)
+        if not NAME.fullmatch(name):
+            _warn_once(path, "its name is not a worker's uid")
+            return None
+        while True:
+            try:
+                file = self.open(name)
+            except OSError as exc:
+                _warn_once(path, str(exc))
+                return before
+            if file is None:
+                return None
+            with closing(file):
+                sighting = _see(path, file, before)
+                if sighting.metadata is None or not file.lock():
+                    return sighting
+                if _bury(path, file):
+                    return None
+
+    def open(self, name: str) -> Descriptor | None:
+        """The record of that name, to read or to lock; None if there is none."""
+        try:
+            return Descriptor(self._path(name), READ)
+        except FileNotFoundError:
+            return None
+
+    def write(self, metadata: WorkerMetadata) -> Descriptor:
+        """Write the worker's record, in place of the one there may be. It lasts until closed.
+
+        Raises `TypeError` if the metadata can't be encoded, `OSError` if the file can't be written,
+        and leaves the previous record as it is.
+        """
+        data = metadata.to_protobuf().SerializeToString()
+        for _ in range(ATTEMPTS):
+            self.make()
+            # Someone may remove an empty directory just now, or a draft that isn't locked yet.
+            with suppress(FileNotFoundError, BlockingIOError):
+                return self._place(data, self._path(metadata.uid.hex))
+        raise FileNotFoundError(errno.ENOENT, "keeps being removed by others", self.path)
+
+    def owns(self, name: str, record: Descriptor) -> bool:
+        """Whether the record of that name is this one."""
+        with suppress(FileNotFoundError):
+            return record.is_at(self._path(name))
+        return False
+
+    def remove(self, name: str) -> None:
+        """Remove the record of that name, if there is one."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+    def _place(self, data: bytes, path: str) -> Descriptor:
+        draft = os.path.join(self._root, f".{uuid4().hex}")
+        record = Descriptor(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            if not record.lock():
+                raise BlockingIOError(errno.EWOULDBLOCK, "locked by another process", draft)
+            with open(record.fd, "wb", closefd=False) as file:
+                file.write(data)
+            # The file system's own clock ticks too slowly to tell versions apart.
+            os.utime(record.fd, ns=(time.time_ns(),) * 2)
+            os.rename(draft, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(draft)
+            record.close()
+            raise
+        _owned.add(record)
+        return record
+
+
+def _see(path: str, file: Descriptor, before: Sighting | None) -> Sighting:
+    status = os.fstat(file.fd)
+    signature = Signature(status.st_mtime_ns, status.st_ino, status.st_size)
+    if before is not None and before.signature == signature:
+        return before
+    try:
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        metadata = _parse(os.path.basename(path), file)
+    except (OSError, DecodeError, TypeError, ValueError) as exc:
+        _warn_once(path, f"{type(exc).__name__}: {exc}")
+        return Sighting(signature, None)
+    return Sighting(signature, metadata)
+
+
+def _parse(name: str, file: Descriptor) -> WorkerMetadata:
+    with open(file.fd, "rb", closefd=False) as stream:
+        message = protocol.WorkerMetadata.FromString(stream.read())
+    metadata = WorkerMetadata.from_protobuf(message)
+    if metadata.uid.hex != name:
+        raise ValueError(f"describes worker {metadata.uid}")
+    return metadata
+
+
+def _bury(path: str, file: Descriptor) -> bool:
+    """Remove a record whose lock we have; False if another has taken its place."""
+    try:
+        if not file.is_at(path):
+            return False
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        _warn_once(path, str(exc))
+    return True
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(path: str, reason: str) -> None:
+    logger.warning("Passing over %s: %s", path, reason)

@@ -1,0 +1,85 @@
+"""The default load balancer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from wool.runtime.errors import NoWorkersAvailable, RpcError, TransientRpcError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from uuid import UUID
+
+    from wool.runtime.loadbalancer.base import ConnectionLike, LoadBalancerContextLike
+    from wool.runtime.routine.task import Task
+    from wool.runtime.worker.metadata import WorkerMetadata
+
+
+class RoundRobinLoadBalancer:
+    """Workers take turns, in order of admission.
+
+    A turn is taken when a call picks a worker, before it connects: calls made at the same time go
+    to different workers. A call tries each worker at most once, of those there when it began.
+    """
+
+    def __init__(self) -> None:
+        self._rotations: WeakKeyDictionary[LoadBalancerContextLike, _Rotation] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+    async def dispatch(
+        self, task: Task, *, context: LoadBalancerContextLike, timeout: float | None = None
+    ) -> AsyncIterator[Any]:
+        rotation = self._rotations.get(context)
+        if rotation is None:
+            rotation = self._rotations[context] = _Rotation()
+        error: RpcError | None = None
+        for metadata, connection in rotation.turns(context):
+            try:
+                return await connection.dispatch(task, timeout=timeout)
+            except TransientRpcError as exc:
+                error = exc
+            except RpcError as exc:
+                error = exc
+                context.remove_worker(metadata)
+        refusal = NoWorkersAvailable()
+        if error is None:
+            raise refusal
+        raise NoWorkersAvailable(f"{refusal}: {str(error) or type(error).__name__}") from error
+
+
+class _Rotation:
+    """Whose turn it is in a context."""
+
+    def __init__(self) -> None:
+        self._workers: Mapping[WorkerMetadata, ConnectionLike] | None = None
+        self._order: tuple[tuple[WorkerMetadata, ConnectionLike], ...] = ()
+        self._places: dict[UUID, int] = {}
+        self._next = 0
+
+    def turns(
+        self, context: LoadBalancerContextLike
+    ) -> Iterator[tuple[WorkerMetadata, ConnectionLike]]:
+        """Each of the present workers once, unless it has left by then, as it is by then."""
+        self._follow(context.workers)
+        order, start = self._order, self._next
+        for i in range(len(order)):
+            metadata, _ = order[(start + i) % len(order)]
+            self._follow(context.workers)
+            place = self._places.get(metadata.uid)
+            if place is not None:
+                if place == self._next:
+                    self._next = (place + 1) % len(self._order)
+                yield self._order[place]
+
+    def _follow(self, workers: Mapping[WorkerMetadata, ConnectionLike]) -> None:
+        if workers is self._workers:
+            return
+        queue = self._order[self._next :] + self._order[: self._next]
+        self._workers = workers
+        self._order = tuple(workers.items())
+        self._places = {metadata.uid: i for i, (metadata, _) in enumerate(self._order)}
+        places = (self._places.get(metadata.uid) for metadata, _ in queue)
+        self._next = next((place for place in places if place is not None), 0)

@@ -1,0 +1,321 @@
+"""A task is one call of a routine: what is called, with what, on whose behalf."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NamedTuple,
+    NoReturn,
+    Protocol,
+    cast,
+    overload,
+    runtime_checkable,
+)
+from uuid import UUID, uuid4
+
+import cloudpickle
+
+import wool
+from wool import protocol
+from wool.runtime import context, serializer
+from wool.runtime.context import RuntimeContext
+from wool.runtime.serializer import Payload, Serializer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+    from contextlib import AbstractContextManager
+    from contextvars import Token
+    from types import FunctionType, TracebackType
+
+
+@runtime_checkable
+class WorkerProxyLike(Protocol):
+    """What a task asks of the proxy that dispatches it, and the calls nested in it."""
+
+    @property
+    def id(self) -> UUID: ...
+
+    async def dispatch(self, task: Task, *, timeout: float | None = None) -> AsyncIterator[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TaskException:
+    """What a task raised: the class's qualified name and the formatted traceback's lines."""
+
+    type: str
+    traceback: list[str]
+
+
+class Encoded(NamedTuple):
+    """A task ready for the wire, but for the numbers that a session gives to what repeats."""
+
+    header: protocol.Task
+    callable: serializer.Dump
+    proxy: bytes
+    arguments: Payload
+
+
+@dataclass(eq=False)
+class Task:
+    """One call of a routine.
+
+    `callable` is the undecorated function, `proxy` dispatches calls nested in it. `caller` is the
+    id of the task that made the call (default: the current one), `tag` says where the routine is
+    defined (`module.qualname:line`), `context` is the `RuntimeContext` at the call, and `timeout`,
+    in seconds, is for information. `exception` is set when it has raised.
+
+    Raises `TypeError` if `proxy` isn't one.
+    """
+
+    id: UUID
+    callable: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    proxy: WorkerProxyLike
+    timeout: float = 0
+    caller: UUID | None = None
+    exception: TaskException | None = None
+    tag: str | None = None
+    context: RuntimeContext | None = None
+    _encoded: Encoded | None = field(default=None, init=False, repr=False)
+    _tokens: tuple[Token[Task | None], Token[bool]] | None = field(
+        default=None, init=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        if not (hasattr(self.proxy, "dispatch") and hasattr(self.proxy, "id")):
+            raise TypeError(f"proxy must conform to WorkerProxyLike, got {type(self.proxy)}")
+        if self.caller is None and (current := context.task.get()) is not None:
+            self.caller = current.id
+        if self.tag is None:
+            self.tag = describe(self.callable)
+        if self.context is None:
+            self.context = RuntimeContext.get_current()
+
+    def __enter__(self) -> Callable[[], Any]:
+        """Make it the current task. Returns what runs its callable with its arguments.
+
+        Raises `ValueError` if the callable is not asynchronous, `RuntimeError` if entered already.
+        """
+        if self._tokens is not None:
+            raise RuntimeError(f"Task {self.id} is already entered")
+        if not is_async(self.callable):
+            raise ValueError("Expected coroutine function or async generator function")
+        assert self.context is not None
+        self.context.__enter__()
+        self._tokens = context.task.set(self), context.dispatching.set(True)
+        return self._call
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        assert self._tokens is not None
+        assert self.context is not None
+        if exc is not None:
+            self.exception = TaskException(
+                type(exc).__qualname__, traceback.format_exception(type(exc), exc, tb)
+            )
+        current, dispatching = self._tokens
+        self._tokens = None
+        context.dispatching.reset(dispatching)
+        context.task.reset(current)
+        self.context.__exit__(exc_type, exc, tb)
+
+    def _call(self) -> Any:
+        return self.callable(*self.args, **self.kwargs)
+
+    def dispatch(self) -> Any:
+        """Run it in this process: a coroutine or an async generator, as its callable makes.
+
+        Raises `ValueError` if the callable makes neither, and `RuntimeError`, when run, outside of
+        a worker.
+        """
+        if inspect.iscoroutinefunction(self.callable):
+            return self._result()
+        if inspect.isasyncgenfunction(self.callable):
+            return self._items()
+        raise ValueError("Expected routine to be coroutine or async generator")
+
+    async def _result(self) -> Any:
+        async with self.execution() as call:
+            return await call()
+
+    async def _items(self) -> AsyncIterator[Any]:
+        async with self.execution() as call:
+            async for item in call():
+                yield item
+
+    @asynccontextmanager
+    async def execution(self) -> AsyncIterator[Callable[[], Any]]:
+        """The scope that its callable runs in: it is the current task, its proxy the active one."""
+        pool = wool.__proxy_pool__.get()
+        if pool is None:
+            raise RuntimeError("No proxy pool available for task execution")
+        async with pool.get(cast("Hashable", self.proxy)) as proxy:
+            token = wool.__proxy__.set(proxy)
+            try:
+                with self as call:
+                    yield call
+            finally:
+                wool.__proxy__.reset(token)
+
+    def encode(self) -> Encoded:
+        """Itself for the wire; done once. Raises whatever pickling the arguments raises."""
+        if self._encoded is None:
+            header = self._header()
+            self._encoded = Encoded(
+                header,
+                serializer.dump_callable(cast("FunctionType", self.callable)),
+                self._dump_proxy(header),
+                self._dump_arguments(),
+            )
+        return self._encoded
+
+    def _header(self) -> protocol.Task:
+        header = protocol.Task(id=self.id.bytes, tag=self.tag, timeout=self.timeout)
+        if self.caller is not None:
+            header.caller = self.caller.bytes
+        if self.context is not None and self.context.dispatch_timeout is not None:
+            header.context.CopyFrom(self.context.to_protobuf())
+        return header
+
+    def _dump_proxy(self, header: protocol.Task) -> bytes:
+        try:
+            dump: Callable[[], bytes] | None = getattr(self.proxy, "dump", None)
+            return dump() if dump else bytes(cloudpickle.dumps(self.proxy, protocol=5))
+        except TypeError as exc:
+            header.proxy_error = str(exc)
+            return b""
+
+    def _dump_arguments(self) -> Payload:
+        try:
+            return serializer.dumps((self.args, self.kwargs))
+        except Exception as exc:
+            named = [(f"positional argument {i}", arg) for i, arg in enumerate(self.args)]
+            named += [(f"argument {name!r}", arg) for name, arg in self.kwargs.items()]
+            for name, argument in named:
+                try:
+                    serializer.dumps(argument)
+                except Exception:
+                    exc.add_note(f"while pickling {name} of routine {self.tag}")
+                    break
+            raise
+
+    def to_protobuf(self, serializer: Serializer | None = None) -> protocol.Task:
+        """As one message, its arguments pickled by `serializer`, which goes with it."""
+        encoded = self.encode()
+        message = protocol.Task()
+        message.CopyFrom(encoded.header)
+        message.callable.content = encoded.callable.data
+        if encoded.proxy:
+            message.proxy.content = encoded.proxy
+        if serializer is not None:
+            message.serializer = cloudpickle.dumps(serializer, protocol=5)
+            message.arguments.data = serializer.dumps((self.args, self.kwargs))
+        else:
+            message.arguments.data = bytes(encoded.arguments.data)
+            message.arguments.buffers.extend(map(bytes, encoded.arguments.buffers))
+        return message
+
+    @classmethod
+    def from_protobuf(cls, message: protocol.Task) -> Task:
+        """From one message."""
+        return cls.decode(
+            message,
+            serializer.load_callable(message.callable.content),
+            load_proxy(message.proxy.content, message.proxy_error),
+            Payload(message.arguments.data, tuple(message.arguments.buffers)),
+        )
+
+    @classmethod
+    def decode(
+        cls,
+        header: protocol.Task,
+        callable: Callable[..., Any],
+        proxy: WorkerProxyLike,
+        arguments: Payload,
+    ) -> Task:
+        """From a header and what came with it. Raises whatever unpickling the arguments raises."""
+        if header.serializer:
+            loaded = cloudpickle.loads(header.serializer).loads(arguments.data)
+        else:
+            loaded = serializer.loads(arguments)
+        args, kwargs = loaded
+        task = cls(
+            id=UUID(bytes=header.id),
+            callable=callable,
+            args=args,
+            kwargs=kwargs,
+            proxy=proxy,
+            timeout=header.timeout,
+            tag=header.tag,
+            context=RuntimeContext.from_protobuf(header.context),
+        )
+        task.caller = UUID(bytes=header.caller) if header.caller else None
+        return task
+
+
+class AbsentProxy:
+    """Stands in a worker for a proxy that could not travel: calls nested in the task fail."""
+
+    def __init__(self, error: str) -> None:
+        self.id = uuid4()
+        self._error = error
+
+    async def dispatch(self, task: Task, *, timeout: float | None = None) -> NoReturn:
+        raise TypeError(f"Routine {task.tag} can't be called from another routine: {self._error}")
+
+
+def load_proxy(content: bytes, error: str = "") -> WorkerProxyLike:
+    """A task's proxy, from its pickle."""
+    if not content:
+        return AbsentProxy(error or "the task came without a proxy")
+    proxy: WorkerProxyLike = cloudpickle.loads(content)
+    return proxy
+
+
+def is_async(function: object) -> bool:
+    """Whether it is a coroutine function or an async generator function."""
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def describe(function: Callable[..., Any]) -> str:
+    """Where it is defined, as `module.qualname:line`; the line is 0 if unknown."""
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{function.__module__}.{name}:{code.co_firstlineno if code else 0}"
+
+
+def current_task() -> Task | None:
+    """The task that is being executed, or None outside of routines."""
+    return context.task.get()
+
+
+@overload
+def do_dispatch() -> bool: ...
+@overload
+def do_dispatch(flag: bool) -> AbstractContextManager[None]: ...
+def do_dispatch(flag: bool | None = None) -> bool | AbstractContextManager[None]:
+    """Whether routines that are called here are dispatched; with a flag, set it for a block.
+
+    Inside `with do_dispatch(False)` a routine runs where it is called; the calls nested in it are
+    dispatched again.
+    """
+    return context.dispatching.get() if flag is None else _dispatching(flag)
+
+
+@contextmanager
+def _dispatching(flag: bool) -> Iterator[None]:
+    token = context.dispatching.set(flag)
+    try:
+        yield
+    finally:
+        context.dispatching.reset(token)

@@ -1,0 +1,309 @@
+"""Callables, arguments, results and exceptions to bytes and back.
+
+Everything is a pickle, protocol 5 with buffers out of band. cloudpickle takes what pickle can't;
+plain pickle is for values that can't refer to `__main__`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+from types import FunctionType, MappingProxyType, NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import cloudpickle
+
+from wool.runtime import remote_exception
+from wool.runtime.capture import Capture, attributes_of, lookup, name_of, routine_of, undecorated
+from wool.runtime.errors import UnexpectedResponse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pickle import PickleBuffer
+
+    from wool.runtime.remote_exception import Reduction
+
+Buffer = memoryview | bytes | bytearray
+
+_PROTOCOL = 5
+_PLAIN_NODES = 64
+_ATOMS = frozenset({NoneType, bool, int, float, complex, str, bytes})
+_CONTAINERS = frozenset({tuple, list, set, frozenset})
+_BY_NAME, _BY_VALUE = b"n", b"v"
+
+
+@runtime_checkable
+class Serializer(Protocol):
+    """A way to turn the arguments of a task into bytes and back."""
+
+    def dumps(self, value: object) -> bytes: ...
+
+    def loads(self, data: bytes) -> object: ...
+
+
+class Payload(NamedTuple):
+    """A pickle and the buffers that travel beside it."""
+
+    data: bytes | bytearray
+    buffers: tuple[Buffer, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.data) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
+
+
+class Dump(NamedTuple):
+    """A pickled callable. `reusable`: loaded once, it can serve any number of calls."""
+
+    data: bytes
+    reusable: bool
+
+
+def dumps(value: object) -> Payload:
+    """Pickle a value. The buffers are views of its own memory, not copies."""
+    if _is_plain(value):
+        return Payload(pickle.dumps(value, _PROTOCOL))
+    return _dump(value)
+
+
+def loads(payload: Payload) -> Any:
+    """The value pickled by `dumps`. It keeps the payload's buffers if they can be written to.
+
+    What could be written to at the sender's can be here; pickle sees to the rest being read-only.
+    """
+    data, buffers = payload
+    if not buffers:
+        return pickle.loads(data)
+    writable = [bytearray(b) if memoryview(b).readonly else b for b in buffers]
+    return pickle.loads(data, buffers=writable)
+
+
+def dump_callable(function: FunctionType) -> Dump:
+    """Pickle the undecorated function of a routine: its name if importable by it, else its value.
+
+    By value is as it is now. An earlier pickle is used again if nothing it holds can have changed.
+    """
+    if (name := name_of(function)) is not None:
+        return Dump(_BY_NAME + "\0".join(name).encode(), True)
+    known = _dumps.get(function)
+    if known is not None and known[0].holds():
+        return known[1]
+    capture = Capture.of(function)
+    data = _BY_VALUE + bytes(_dump(function, in_band=True).data)
+    if capture is None:
+        return Dump(data, False)
+    dump = Dump(data, capture.reusable)
+    _dumps[function] = capture, dump
+    return dump
+
+
+_dumps: WeakKeyDictionary[FunctionType, tuple[Capture, Dump]] = WeakKeyDictionary()
+
+
+def load_callable(data: bytes) -> FunctionType:
+    """The function pickled by `dump_callable`.
+
+    Raises what importing its module raises, `AttributeError` if that has no such name,
+    `TypeError` if it is not a function.
+    """
+    if data[:1] == _BY_VALUE:
+        function: FunctionType = pickle.loads(memoryview(data)[1:])
+        return function
+    module, _, qualname = data[1:].decode().partition("\0")
+    try:
+        return _import_function(module, qualname)
+    except Exception as exc:
+        exc.add_note(
+            f"while importing the routine {qualname!r} from {module!r}, by which name the caller "
+            "knows it: the worker must be able to import the same module"
+        )
+        raise
+
+
+def dump_exception(exc: BaseException) -> Payload:
+    """Pickle an exception with its cause, context, group members and tracebacks.
+
+    Never fails: what can't travel, and only that, is replaced (see `remote_exception.degrade`).
+    One that would end the process it is raised in goes as the cause of a `RuntimeError`.
+    """
+    exc = remote_exception.ordinary(exc)
+    summary = remote_exception.describe(exc)
+    graph = _dump_graph(exc, {}) or _dump_degraded(exc) or _dump([RuntimeError(summary)])
+    return Payload(pickle.dumps((summary, graph.data), _PROTOCOL), graph.buffers)
+
+
+def load_exception(payload: Payload) -> BaseException:
+    """The exception pickled by `dump_exception`; to be raised by whoever asks for it.
+
+    It is a `RuntimeError` that says so if it can't be loaded here, and an `UnexpectedResponse` if
+    no peer may send it. Raises `UnexpectedResponse` if `payload` holds anything but an exception.
+    """
+    try:
+        loaded = loads(payload)
+    except Exception as exc:
+        raise UnexpectedResponse("Expected an exception, got something unreadable") from exc
+    match loaded:
+        case (str() as summary, bytes() | bytearray() as graph):
+            loaded = _load_graph(Payload(graph, payload.buffers), summary)
+    if not isinstance(loaded, BaseException):
+        raise UnexpectedResponse(f"Expected an exception, got {type(loaded).__qualname__}")
+    if remote_exception.is_ordinary(loaded):
+        return loaded
+    error = UnexpectedResponse(f"The peer sent {remote_exception.describe(loaded)}")
+    error.__cause__ = loaded
+    return error
+
+
+def register_routine_decorator(decorate: Callable[[FunctionType], Any]) -> None:
+    """Have routines that travel by value decorated with `decorate` on arrival.
+
+    It must be importable by name. The function it is given may be incomplete (defaults,
+    annotations, closure and globals follow) when that refers to its own routine.
+    """
+    _Pickler.decorate = staticmethod(decorate)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's, which also knows routines and exceptions, and leaves originals alone.
+
+    `replaced` has other reductions for some exceptions, by id.
+    """
+
+    decorate: ClassVar[Callable[[FunctionType], Any] | None] = None
+    replaced: Mapping[int, Reduction] = MappingProxyType({})
+
+    def reducer_override(self, thing: Any) -> Any:
+        kind = type(thing)
+        if kind is FunctionType:
+            return self._reduce_function(thing)
+        if issubclass(kind, BaseException):
+            return self.replaced.get(id(thing)) or remote_exception.reduce(thing)
+        if issubclass(kind, type):
+            return self._reduce_class(thing)
+        return NotImplemented
+
+    def _reduce_function(self, function: FunctionType) -> Any:
+        reduced = super().reducer_override(function)
+        if reduced is NotImplemented:
+            return reduced
+        routine = routine_of(function)
+        if (name := name_of(function)) is not None:
+            return _import_name if routine else _import_function, name
+        if routine is not None and self.decorate is not None:
+            return self.decorate, (routine,), attributes_of(function) or None
+        return reduced
+
+    def _reduce_class(self, cls: type) -> Any:
+        reduced = super().reducer_override(cls)
+        if reduced is NotImplemented or len(reduced) < 6:
+            return reduced
+        _is_copy.setdefault(cls, False)
+        make, args, state, _, _, fill = reduced
+        return make, args, (fill, state), None, None, _fill_class
+
+
+_is_copy: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+"""Of the classes that travel by value, which were defined in another process."""
+
+
+def _fill_class(cls: type, packed: tuple[Callable[[type, object], object], object]) -> None:
+    """Copies follow their original. The original, when it comes home, is not to follow a copy."""
+    fill, state = packed
+    if _is_copy.setdefault(cls, True):
+        fill(cls, state)
+
+
+def _is_plain(value: object) -> bool:
+    nodes: list[Any] = [value]
+    for node in nodes:
+        kind = type(node)
+        if kind in _ATOMS:
+            continue
+        if kind in _CONTAINERS:
+            children = node
+        elif kind is dict:
+            children = (*node, *node.values())
+        else:
+            return False
+        if len(nodes) + len(children) > _PLAIN_NODES:
+            return False
+        nodes += children
+    return True
+
+
+def _dump(
+    value: object, *, in_band: bool = False, replaced: Mapping[int, Reduction] | None = None
+) -> Payload:
+    buffers: list[memoryview] = []
+
+    def keep(buffer: PickleBuffer) -> None:
+        buffers.append(buffer.raw())
+
+    with io.BytesIO() as file:
+        pickler = _Pickler(file, _PROTOCOL, None if in_band else keep)
+        if replaced:
+            pickler.replaced = replaced
+        pickler.dump(value)
+        return Payload(file.getvalue(), tuple(buffers))
+
+
+def _import_name(module: str, qualname: str) -> Any:
+    importlib.import_module(module)
+    return lookup(module, qualname)
+
+
+def _import_function(module: str, qualname: str) -> FunctionType:
+    function = undecorated(_import_name(module, qualname))
+    if not isinstance(function, FunctionType):
+        raise TypeError(f"{module}.{qualname} is not a function but {function!r}")
+    return function
+
+
+def _dump_graph(exc: BaseException, replaced: Mapping[int, Reduction]) -> Payload | None:
+    """A list whose last item is `exc`, if it can be loaded again.
+
+    Causes come before what they caused, so that a long chain needs no deep recursion.
+    """
+    try:
+        payload = _dump(remote_exception.tied(exc)[::-1], replaced=replaced)
+        loaded = loads(payload)[-1]
+    except Exception:
+        return None
+    return payload if isinstance(loaded, BaseException) else None
+
+
+def _dump_degraded(exc: BaseException) -> Payload | None:
+    try:
+        culprits = [each for each in remote_exception.tied(exc) if not _survives_alone(each)]
+        replaced = {id(each): remote_exception.degrade(each, _survives) for each in culprits}
+    except Exception:
+        return None
+    return _dump_graph(exc, replaced)
+
+
+def _survives(value: object, replaced: Mapping[int, Reduction] | None = None) -> bool:
+    try:
+        loads(_dump(value, replaced=replaced))
+    except Exception:
+        return False
+    return True
+
+
+def _survives_alone(exc: BaseException) -> bool:
+    try:
+        reduction = remote_exception.reduce(exc, alone=True)
+    except Exception:
+        return False
+    return _survives(exc, {id(exc): reduction})
+
+
+def _load_graph(graph: Payload, summary: str) -> object:
+    try:
+        return loads(graph)[-1]
+    except Exception as exc:
+        error = RuntimeError(f"{summary} (an exception that could not be loaded here)")
+        error.__cause__ = exc
+        return error

@@ -1,0 +1,81 @@
+"""TLS material of workers and their clients."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+if TYPE_CHECKING:
+    from os import PathLike
+    from types import TracebackType
+
+
+@dataclass(frozen=True)
+class WorkerCredentials:
+    """PEM-encoded certificates and key: one set for a worker and for clients of it.
+
+    `ca_cert` is the authority that both sides trust. With `mutual`, clients identify themselves
+    by the same key and certificate.
+    """
+
+    ca_cert: bytes
+    worker_key: bytes = field(repr=False)
+    worker_cert: bytes
+    mutual: bool = True
+
+    @classmethod
+    def from_files(
+        cls,
+        ca_path: str | PathLike[str],
+        key_path: str | PathLike[str],
+        cert_path: str | PathLike[str],
+        *,
+        mutual: bool = True,
+    ) -> WorkerCredentials:
+        """Read them from PEM files. Raises `OSError`, which names the file it can't read."""
+        ca, key, cert = (Path(path).read_bytes() for path in (ca_path, key_path, cert_path))
+        return cls(ca, key, cert, mutual)
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        return grpc.ssl_server_credentials(
+            [(self.worker_key, self.worker_cert)],
+            root_certificates=self.ca_cert if self.mutual else None,
+            require_client_auth=self.mutual,
+        )
+
+    def client_credentials(self) -> grpc.ChannelCredentials:
+        if not self.mutual:
+            return grpc.ssl_channel_credentials(self.ca_cert)
+        return grpc.ssl_channel_credentials(self.ca_cert, self.worker_key, self.worker_cert)
+
+
+_current: ContextVar[WorkerCredentials | None] = ContextVar("credentials", default=None)
+
+
+class CredentialContext:
+    """Makes `credentials` those of every proxy that is given none, inside a `with` block."""
+
+    def __init__(self, credentials: WorkerCredentials | None) -> None:
+        self._credentials = credentials
+        self._token: Token[WorkerCredentials | None] | None = None
+
+    def __enter__(self) -> CredentialContext:
+        self._token = _current.set(self._credentials)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._token is not None
+        _current.reset(self._token)
+
+    @staticmethod
+    def current() -> WorkerCredentials | None:
+        return _current.get()

@@ -1,0 +1,231 @@
+"""One task on a session, as its caller sees it; `session` has the theory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from wool.runtime import serializer
+from wool.runtime.errors import (
+    DispatchTimeout,
+    TransientRpcError,
+    UnexpectedResponse,
+    WoolError,
+    WorkerUnresponsive,
+)
+from wool.runtime.worker.framing import TERMINAL
+
+if TYPE_CHECKING:
+    from wool.runtime.serializer import Payload
+    from wool.runtime.worker.framing import Outgoing
+    from wool.runtime.worker.session import Session
+
+    Event = tuple[str, Any]
+
+logger = logging.getLogger("wool.session")
+
+CANCEL_GRACE = 60.0
+"""Seconds that a cancelled caller waits for the routine to clean up."""
+
+WITHDRAW_GRACE = 1.0
+"""Seconds that a worker may take to give a task back."""
+
+
+class Stage(Enum):
+    """How far a call has come."""
+
+    QUEUED = auto()
+    SENT = auto()
+    TAKEN = auto()
+    ENDED = auto()
+
+
+class Call:
+    """One task on a session: an async generator, in effect, of what it returns or yields.
+
+    The first step is part of the task itself: a worker runs a coroutine to its end, and an async
+    generator to its first value, without being asked.
+    """
+
+    def __init__(self, session: Session, number: int, tag: str, item: Outgoing) -> None:
+        self.number = number
+        self.tag = tag
+        self.item = item
+        self.stage = Stage.QUEUED
+        self.error: BaseException | None = None
+        self._session = session
+        self._stepped = False
+        self._stepping = False
+        self._events: deque[Event] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def suspended(self) -> bool:
+        """Whether it is a stream that waits for its consumer."""
+        return self._stepped and not self._stepping and self.stage is Stage.TAKEN
+
+    def feed(self, kind: str, payload: Any) -> None:
+        """What the worker sent for it."""
+        self.stage = Stage.ENDED if kind in TERMINAL else Stage.TAKEN
+        if kind != "ack" and self.error is None:
+            self._events.append((kind, payload))
+        self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """End it here, with `error` for whoever awaits it."""
+        self.stage = Stage.ENDED
+        self.error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _change(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    async def _event(self) -> Event:
+        while not self._events:
+            if self.error is not None:
+                raise self.error
+            await self._change()
+        return self._events.popleft()
+
+    async def accepted(self, deadline: float | None) -> None:
+        """Return when the worker has taken it, or the loop's clock has reached `deadline`.
+
+        Raises a `TransientRpcError` if it has not run and may go elsewhere, `DispatchTimeout`
+        among them, or `WorkerLost` if it may have run.
+        """
+        try:
+            if deadline is None:
+                await self._taken()
+            else:
+                async with asyncio.timeout_at(deadline):
+                    await self._taken()
+        except TimeoutError:
+            await self._withdraw()
+        except asyncio.CancelledError as cancelled:
+            self._events.appendleft(await self._unwind(cancelled))
+        if self._events and self._events[0][0] == "nack":
+            raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, self._events[0][1])
+        if self.error is not None:
+            raise self.error
+
+    async def _taken(self) -> None:
+        while self.stage in (Stage.QUEUED, Stage.SENT):
+            await self._change()
+
+    async def _withdraw(self) -> None:
+        expired = DispatchTimeout(
+            grpc.StatusCode.DEADLINE_EXCEEDED, f"{self._session!r} did not take {self.tag} in time"
+        )
+        if self.stage is Stage.QUEUED:
+            self._session.drop(self)
+            raise expired
+        self._session.send(self, "withdraw")
+        try:
+            async with asyncio.timeout(WITHDRAW_GRACE):
+                await self._taken()
+        except TimeoutError:
+            self._session.send(self, "cancel")
+            self._session.drop(self)
+            raise WorkerUnresponsive(
+                self._session.metadata, f"it did not acknowledge {self.tag} in time"
+            ) from None
+        if self._events and self._events[0][0] == "nack":
+            raise expired
+
+    async def _reply(self) -> Event:
+        """The next event; a cancellation meanwhile goes to the worker first."""
+        try:
+            return await self._event()
+        except asyncio.CancelledError as cancelled:
+            return await self._unwind(cancelled)
+
+    async def _unwind(self, cancelled: asyncio.CancelledError) -> Event:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + CANCEL_GRACE
+        while self.stage is not Stage.QUEUED:
+            self._session.send(self, "cancel")
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await self._event()
+            except asyncio.CancelledError:
+                continue
+            except WoolError as lost:
+                raise cancelled from lost
+            except TimeoutError:
+                logger.warning(
+                    "%s still runs on %s, %s s after it was cancelled; it is left behind",
+                    self.tag,
+                    self._session,
+                    CANCEL_GRACE,
+                )
+                break
+            if event[0] == "nack":
+                raise cancelled
+            return event
+        self._session.drop(self)
+        raise cancelled
+
+    def __aiter__(self) -> Call:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._step("next")
+
+    async def asend(self, value: Any) -> Any:
+        if value is None:
+            return await self._step("next")
+        return await self._step("send", serializer.dumps(value))
+
+    async def athrow(self, error: BaseException) -> Any:
+        return await self._step("throw", serializer.dump_exception(error))
+
+    async def _step(self, kind: str, payload: Payload | None = None) -> Any:
+        if self.stage is Stage.ENDED and not self._events:
+            if self.error is not None:
+                raise self.error
+            raise StopAsyncIteration
+        if self._stepped:
+            self._session.send(self, kind, payload)
+        self._stepped = self._stepping = True
+        try:
+            return self._value(await self._reply())
+        finally:
+            self._stepping = False
+
+    def _value(self, event: Event) -> Any:
+        kind, payload = event
+        if kind in ("result", "item"):
+            return serializer.loads(payload)
+        if kind == "done":
+            raise StopAsyncIteration
+        if kind == "exception":
+            raise serializer.load_exception(payload)
+        raise UnexpectedResponse(f"Expected 'result' or 'exception' response, received {kind!r}")
+
+    async def aclose(self) -> None:
+        """End it; returns when the routine has cleaned up."""
+        if self.stage is Stage.QUEUED:
+            self._session.drop(self)
+        elif self.stage is not Stage.ENDED:
+            await self._close()
+        self._events.clear()
+
+    async def _close(self) -> None:
+        self._session.send(self, "close")
+        while self.stage is not Stage.ENDED or self._events:
+            kind, payload = await self._reply()
+            if kind == "exception":
+                raise serializer.load_exception(payload)

@@ -1,0 +1,239 @@
+"""A client's connection to a worker: its channel, its session, and the errors of either."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+import grpc
+import grpc.aio
+
+from wool import protocol
+from wool.runtime.errors import DispatchTimeout, RpcError, TransientRpcError, UnexpectedResponse
+from wool.runtime.worker import fate
+from wool.runtime.worker.base import ChannelOptions
+from wool.runtime.worker.session import Session
+from wool.runtime.worker.transport import client_arguments, rpc_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wool.runtime.routine.task import Task
+    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.call import Call
+    from wool.runtime.worker.metadata import WorkerMetadata
+
+__all__ = ["RpcError", "TransientRpcError", "UnexpectedResponse", "WorkerConnection"]
+
+OPEN_TIMEOUT = 20.0
+"""Seconds for a session to open."""
+
+
+class _Target(NamedTuple):
+    address: str
+    credentials: WorkerCredentials | None
+    options: ChannelOptions
+
+
+class _Link:
+    """The channel and the session to one target, shared by the connections of one loop to it."""
+
+    def __init__(self, target: _Target, metadata: WorkerMetadata | None) -> None:
+        self.connections: set[WorkerConnection] = set()
+        self._target = target
+        self._metadata = metadata
+        self._channel = _channel(target)
+        self._session: Session | None = None
+        self._opening: asyncio.Task[Session] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def session(self) -> Session:
+        """The open session; opened if there is none, once for all who ask meanwhile."""
+        if self._session is not None and self._session.accepting:
+            return self._session
+        if self._opening is None:
+            self._retire()
+            self._opening = asyncio.create_task(self._open(), name="wool session opening")
+            self._opening.add_done_callback(self._opened)
+        return await asyncio.shield(self._opening)
+
+    def _opened(self, opening: asyncio.Task[Session]) -> None:
+        self._opening = None
+        if not opening.cancelled() and opening.exception() is None:
+            self._session = opening.result()
+
+    def _retire(self) -> None:
+        if self._session is not None:
+            retiring = asyncio.create_task(self._session.close(timeout=None))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+            self._session = None
+
+    async def _open(self) -> Session:
+        stream = protocol.WorkerStub(self._channel).dispatch(metadata=protocol.versions())
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                await stream.initial_metadata()
+                if stream.done():
+                    raise rpc_error(await stream.code(), await stream.details())
+        except BaseException as exc:
+            stream.cancel()
+            if isinstance(exc, TimeoutError):
+                raise rpc_error(
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                    f"{self._target.address} did not answer within {OPEN_TIMEOUT} s",
+                ) from exc
+            if isinstance(exc, grpc.aio.AioRpcError):
+                raise rpc_error(exc.code(), exc.details()) from exc
+            raise
+        return Session(
+            stream,
+            self._target.options,
+            metadata=self._metadata,
+            ascertain=self._ascertain,
+            on_lost=self._lost,
+        )
+
+    async def _ascertain(self) -> str | None:
+        return await fate.ascertain(self._metadata.uid) if self._metadata is not None else None
+
+    def _lost(self) -> None:
+        for connection in list(self.connections):
+            connection.lost()
+
+    async def stop(self, seconds: float, *, deadline: float | None) -> None:
+        try:
+            await protocol.WorkerStub(self._channel).stop(
+                protocol.StopRequest(timeout=seconds), timeout=deadline
+            )
+        except grpc.aio.AioRpcError as exc:
+            raise rpc_error(exc.code(), exc.details()) from exc
+
+    async def close(self, *, timeout: float | None) -> None:
+        try:
+            if self._opening is not None:
+                self._opening.cancel()
+                await asyncio.wait([self._opening])
+            if self._session is not None:
+                await self._session.close(timeout=timeout)
+        finally:
+            for retiring in self._retiring:
+                retiring.cancel()
+            await asyncio.gather(*self._retiring, return_exceptions=True)
+            await self._channel.close()
+
+
+def _channel(target: _Target) -> grpc.aio.Channel:
+    arguments = client_arguments(target.options)
+    if target.credentials is None:
+        return grpc.aio.insecure_channel(target.address, options=arguments)
+    return grpc.aio.secure_channel(
+        target.address, target.credentials.client_credentials(), options=arguments
+    )
+
+
+_links: dict[asyncio.AbstractEventLoop, dict[_Target, _Link]] = {}
+
+
+def _links_of(loop: asyncio.AbstractEventLoop) -> dict[_Target, _Link]:
+    if loop not in _links:
+        for dead in [other for other in _links if other.is_closed()]:
+            del _links[dead]
+        _links[loop] = {}
+    return _links[loop]
+
+
+class WorkerConnection:
+    """A connection to the worker at `target`, opened when first used, for one event loop.
+
+    `options` are what the worker announced (default: `ChannelOptions()`), `metadata` describes the
+    worker in errors, and `on_lost` is called when a session has broken.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        credentials: WorkerCredentials | None = None,
+        options: ChannelOptions | None = None,
+        metadata: WorkerMetadata | None = None,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        self._target = _Target(target, credentials, options or ChannelOptions())
+        self._metadata = metadata
+        self._on_lost = on_lost
+        self._link: _Link | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __repr__(self) -> str:
+        return f"<WorkerConnection to {self._target.address}>"
+
+    def fits(self, metadata: WorkerMetadata) -> bool:
+        """Whether it leads to a worker that describes itself so."""
+        options = metadata.options or ChannelOptions()
+        return (self._target.address, self._target.options) == (metadata.address, options)
+
+    async def dispatch(self, task: Task, *, timeout: float | None = None) -> Call:
+        """Hand a task to the worker; returns, once it has taken it, what to await or iterate.
+
+        `timeout` bounds that in seconds. Raises `ValueError` if it isn't positive,
+        `TransientRpcError` (`DispatchTimeout` on expiry) or `RpcError` if the task has not run,
+        `WorkerLost` if it may have, and whatever pickling its arguments raises.
+        """
+        if timeout is not None and timeout <= 0:
+            raise ValueError(f"Dispatch timeout must be positive, got {timeout}")
+        encoded = task.encode()
+        if timeout is None:
+            call = await (await self._open_link().session()).submit(encoded)
+            await call.accepted(None)
+            return call
+        deadline = asyncio.get_running_loop().time() + timeout
+        try:
+            async with asyncio.timeout_at(deadline):
+                call = await (await self._open_link().session()).submit(encoded)
+        except TimeoutError as exc:
+            raise DispatchTimeout(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"{self!r} had no room within {timeout} s"
+            ) from exc
+        await call.accepted(deadline)
+        return call
+
+    def _open_link(self) -> _Link:
+        loop = asyncio.get_running_loop()
+        if self._link is None:
+            links = _links_of(loop)
+            if self._target not in links:
+                links[self._target] = _Link(self._target, self._metadata)
+            self._link = links[self._target]
+            self._link.connections.add(self)
+            self._loop = loop
+        elif loop is not self._loop:
+            raise RuntimeError(f"{self!r} belongs to another event loop")
+        return self._link
+
+    def lost(self) -> None:
+        """Tell whoever asked that a session has broken."""
+        if self._on_lost is not None:
+            self._on_lost()
+
+    async def stop(self, *, timeout: float = 0, deadline: float | None = None) -> None:
+        """Ask the worker to stop after draining for `timeout` seconds; returns when it has.
+
+        `deadline`, in seconds, bounds the wait. Raises `RpcError` if it can't be asked.
+        """
+        await self._open_link().stop(timeout, deadline=deadline)
+
+    async def close(self, *, timeout: float | None = 0) -> None:
+        """Leave; calls that run may end within `timeout` seconds (None: however long).
+
+        A session that other connections of this loop share stays open.
+        """
+        link, self._link = self._link, None
+        if link is None:
+            return
+        link.connections.discard(self)
+        if not link.connections:
+            links = _links_of(asyncio.get_running_loop())
+            if links.get(self._target) is link:
+                del links[self._target]
+            await link.close(timeout=timeout)

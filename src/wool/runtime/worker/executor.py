@@ -1,0 +1,302 @@
+"""The routine loop: the thread and the event loop that routines run on, and what runs them.
+
+gRPC is served on the process's main thread, so a routine that blocks its loop never keeps the
+worker from answering. The two loops share three things per session, each with one producer and
+one consumer: `pending` (tasks that have arrived), `mail` (everything else, in order) and
+`replies`. A task belongs to whichever side pops it from `pending`: this one, to run it, or the
+gRPC side, to give it back unrun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from wool.runtime import serializer
+from wool.runtime.errors import PayloadTooLarge
+from wool.runtime.routine import task as task_module
+from wool.runtime.routine.task import Task, load_proxy
+from wool.runtime.worker.framing import Outgoing
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from types import TracebackType
+
+    from wool import protocol
+    from wool.runtime.serializer import Payload
+
+logger = logging.getLogger("wool.executor")
+
+REPLIES = 64
+"""How many replies may wait for the rest of what runs in one turn of the loop."""
+
+
+class RoutineLoop:
+    """An event loop on a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._main, name="wool routines", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def post(self, callback: Callable[..., object], *args: Any) -> None:
+        """Have it called there."""
+        self.loop.call_soon_threadsafe(callback, *args)
+
+    async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Have it awaited there."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
+
+    async def stop(self, timeout: float) -> None:
+        """Cancel what runs there, wait for it `timeout` seconds at most, and end the loop."""
+        asyncio.run_coroutine_threadsafe(self._drain(timeout), self.loop)
+        await asyncio.to_thread(self._thread.join, timeout + 1)
+
+    async def _drain(self, timeout: float) -> None:
+        deadline = self.loop.time() + timeout
+        me = asyncio.current_task()
+        while (tasks := asyncio.all_tasks() - {me}) and self.loop.time() < deadline:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=deadline - self.loop.time())
+        self.loop.stop()
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        while True:
+            try:
+                self.loop.run_forever()
+                break
+            except (SystemExit, KeyboardInterrupt):
+                logger.exception("A task that a routine has started tried to end the worker")
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+
+@dataclass(slots=True, eq=False)
+class Definition:
+    """A callable or a proxy as it came, and what it loads to if that may be used again."""
+
+    content: bytes | bytearray
+    reusable: bool
+    value: Any = None
+
+    def load(self, loads: Callable[[bytes], Any]) -> Any:
+        if self.value is not None:
+            return self.value
+        value = loads(bytes(self.content))
+        if self.reusable:
+            self.value = value
+        return value
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A task that has arrived."""
+
+    header: protocol.Task
+    callable: Definition
+    proxy: Definition | None
+    arguments: Payload
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What the two loops share of a session. `collect` is called, here, when replies wait."""
+
+    collect: Callable[[], object]
+    pending: dict[int, Arrival] = field(default_factory=dict)
+    mail: deque[tuple[int, str, Any]] = field(default_factory=deque)
+    replies: deque[Outgoing] = field(default_factory=deque)
+
+
+class Runner:
+    """Runs the tasks of one session, on the routine loop.
+
+    Each runs in a copy of `context`. `limit` is the largest result, in bytes.
+    """
+
+    def __init__(self, exchange: Exchange, context: contextvars.Context, limit: int) -> None:
+        self.limit = limit
+        self._exchange = exchange
+        self._running: dict[int, _Execution] = {}
+        self._unacknowledged: dict[int, None] = {}
+        self._flushing = False
+        self._context = context
+
+    def receive(self) -> None:
+        """Take what has arrived."""
+        mail = self._exchange.mail
+        while mail:
+            call, kind, body = mail.popleft()
+            if kind == "task":
+                self._start(call)
+            elif kind == "heartbeat":
+                self.reply(Outgoing(call, kind))
+            elif call in self._running:
+                self._running[call].tell(kind, body)
+        self._schedule()
+
+    def _start(self, call: int) -> None:
+        arrival = self._exchange.pending.pop(call, None)
+        if arrival is not None:
+            self._unacknowledged[call] = None
+            self._running[call] = _Execution(self, call, arrival, self._context.copy())
+
+    def reply(self, item: Outgoing) -> None:
+        self._unacknowledged.pop(item.call, None)
+        self._exchange.replies.append(item)
+        if len(self._exchange.replies) >= REPLIES:
+            self._exchange.collect()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        for call in self._unacknowledged:
+            self._exchange.replies.append(Outgoing(call, "ack"))
+        self._unacknowledged.clear()
+        if self._exchange.replies:
+            self._exchange.collect()
+
+    def finished(self, call: int) -> None:
+        self._running.pop(call, None)
+
+    async def close(self) -> None:
+        """Cancel what runs and wait for its end."""
+        self._exchange.pending.clear()
+        while self._running:
+            executions = list(self._running.values())
+            for execution in executions:
+                execution.cancel()
+            await asyncio.wait([execution.task for execution in executions])
+
+
+class _Execution:
+    """One task being run: decoded, executed and answered."""
+
+    def __init__(
+        self, runner: Runner, call: int, arrival: Arrival, context: contextvars.Context
+    ) -> None:
+        self._runner = runner
+        self._call = call
+        self._arrival = arrival
+        self._entered = False
+        self._cancelled = False
+        self._requests: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.task = asyncio.get_running_loop().create_task(self._run(), context=context)
+
+    def tell(self, kind: str, body: Any) -> None:
+        """Pass on what the client asks of it."""
+        if kind == "cancel":
+            self.cancel()
+        else:
+            self._requests.put_nowait((kind, body))
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._entered:
+            self.task.cancel()
+
+    async def _run(self) -> None:
+        self._entered = True
+        try:
+            if self._cancelled:
+                raise asyncio.CancelledError
+            await self._execute()
+        except GeneratorExit:
+            raise
+        except BaseException as exc:
+            self._fail(exc)
+        finally:
+            self._runner.finished(self._call)
+
+    async def _execute(self) -> None:
+        task = self._decode()
+        async with task.execution() as start:
+            if inspect.isasyncgenfunction(task.callable):
+                await self._stream(start())
+                return
+            value = await start()
+        self._reply("result", value)
+
+    def _decode(self) -> Task:
+        arrival = self._arrival
+        header = arrival.header
+        if arrival.proxy is None:
+            proxy = load_proxy(b"", header.proxy_error)
+        else:
+            proxy = arrival.proxy.load(load_proxy)
+        function = arrival.callable.load(serializer.load_callable)
+        return Task.decode(header, function, proxy, arrival.arguments)
+
+    async def _stream(self, generator: AsyncGenerator[Any, Any]) -> None:
+        step = anext(generator)
+        try:
+            while True:
+                self._reply("item", await step)
+                kind, body = await self._requests.get()
+                if kind == "close":
+                    break
+                if kind == "send":
+                    step = generator.asend(serializer.loads(body))
+                elif kind == "throw":
+                    step = generator.athrow(serializer.load_exception(body))
+                else:
+                    step = anext(generator)
+        except StopAsyncIteration:
+            pass
+        finally:
+            await generator.aclose()
+        self._send("done")
+
+    def _reply(self, kind: str, value: Any) -> None:
+        payload = serializer.dumps(value)
+        if payload.size > self._runner.limit:
+            raise PayloadTooLarge(
+                f"A {kind} of {self._arrival.header.tag}",
+                payload.size,
+                "max_send_message_length",
+                self._runner.limit,
+            )
+        self._send(kind, payload)
+
+    def _fail(self, exc: BaseException) -> None:
+        exc.__traceback__ = _remote_frames(exc.__traceback__)
+        payload = serializer.dump_exception(exc)
+        if payload.size > self._runner.limit:
+            payload = serializer.dump_exception(
+                PayloadTooLarge(
+                    f"The {type(exc).__qualname__} that {self._arrival.header.tag} raised",
+                    payload.size,
+                    "max_send_message_length",
+                    self._runner.limit,
+                )
+            )
+        self._send("exception", payload)
+
+    def _send(self, kind: str, payload: Payload | None = None) -> None:
+        self._runner.reply(Outgoing(self._call, kind, payload))
+
+
+def _remote_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """The part of a traceback that isn't this module's, nor the task's scope."""
+    rest = traceback
+    while rest is not None and rest.tb_frame.f_code.co_filename in _OWN_FILES:
+        rest = rest.tb_next
+    return rest or traceback
+
+
+_OWN_FILES = frozenset({__file__, task_module.__file__})

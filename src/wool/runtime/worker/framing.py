@@ -1,0 +1,187 @@
+"""What both halves of a session do with frames: queue them, cut large payloads, put them together.
+
+Small frames leave in the order they came. A payload over `CHUNK` bytes leaves in pieces, at most
+one to a batch, large payloads taking turns; its frame follows the last piece. So no message is
+larger than `BATCH` and a piece, and a small frame waits for one message, not for a large payload.
+Frames of one call keep their order because a call has one payload under way at most.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from wool.runtime.errors import UnexpectedResponse
+from wool.runtime.serializer import Payload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from wool import protocol
+
+CHUNK = 256 * 1024
+BATCH = 512 * 1024
+HIGH_WATER = 4 * 1024 * 1024
+"""Bytes that may wait to be written; above, whoever has more to send waits too."""
+
+TERMINAL = frozenset({"nack", "result", "done", "exception"})
+"""The kinds of response that are a call's last."""
+
+OVERHEAD = 256
+"""What a queued frame counts for, in bytes, besides its payload."""
+
+
+class Frame(Protocol):
+    """A `Request` or a `Response`."""
+
+    call: int
+
+    @property
+    def chunk(self) -> protocol.Chunk: ...
+
+
+class Batch(Protocol):
+    """A `RequestBatch` or a `ResponseBatch`."""
+
+    @property
+    def frames(self) -> Any: ...
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """A frame that waits to be written: its kind, and the body or the payload it carries."""
+
+    call: int
+    kind: str
+    payload: Payload | None = None
+    body: Any = True
+    over: bool = False
+    """Whether it has left, or is to be left out."""
+
+    @property
+    def size(self) -> int:
+        return OVERHEAD + (self.payload.size if self.payload else 0)
+
+
+class Outbox:
+    """What waits to be written to one stream. `build` makes a frame of what was queued."""
+
+    def __init__(self, build: Callable[[Any, Outgoing], None]) -> None:
+        self.size = 0
+        self._build = build
+        self._small: deque[Outgoing] = deque()
+        self._large: deque[tuple[Outgoing, Iterator[tuple[int, int, memoryview]]]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._small or self._large)
+
+    def put(self, item: Outgoing) -> None:
+        self.size += item.size
+        if item.payload is not None and item.payload.size > CHUNK:
+            self._large.append((item, _pieces(item.payload)))
+        else:
+            self._small.append(item)
+
+    def drop(self, item: Outgoing) -> None:
+        """Leave out what has not been written of it."""
+        if not item.over:
+            item.over = True
+            self.size -= item.size
+
+    def fill(self, batch: Batch) -> list[Outgoing]:
+        """Put into `batch` what is next. Returns what has begun to leave with it."""
+        begun = []
+        size = 0
+        while self._small and size < BATCH:
+            item = self._small.popleft()
+            if item.over:
+                continue
+            size += item.size
+            self._finish(batch, item)
+            begun.append(item)
+        if self._large:
+            self._fill_piece(batch, begun)
+        return begun
+
+    def _fill_piece(self, batch: Batch, begun: list[Outgoing]) -> None:
+        item, pieces = self._large.popleft()
+        if item.over:
+            return
+        piece = next(pieces, None)
+        if piece is None:
+            self._finish(batch, item)
+            return
+        part, size, data = piece
+        frame = batch.frames.add()
+        frame.call = item.call
+        frame.chunk.part = part
+        frame.chunk.size = size
+        frame.chunk.data = bytes(data)
+        begun.append(item)
+        self._large.append((item, pieces))
+
+    def _finish(self, batch: Batch, item: Outgoing) -> None:
+        self.drop(item)
+        frame = batch.frames.add()
+        frame.call = item.call
+        self._build(frame, item)
+
+
+def _pieces(payload: Payload) -> Iterator[tuple[int, int, memoryview]]:
+    for part, content in enumerate((payload.data, *payload.buffers)):
+        view = memoryview(content).cast("B")
+        for start in range(0, max(len(view), 1), CHUNK):
+            yield part, len(view), view[start : start + CHUNK]
+
+
+def write_payload(message: protocol.Payload, payload: Payload) -> None:
+    """Put a payload into its message, unless it goes ahead in pieces."""
+    if payload.size > CHUNK:
+        message.chunked = True
+        return
+    message.data = bytes(payload.data)
+    if payload.buffers:
+        message.buffers.extend(map(bytes, payload.buffers))
+
+
+class Assemblies:
+    """Payloads under way from the peer, by call.
+
+    `limit` is the largest one, in bytes; a piece that doesn't fit raises `UnexpectedResponse`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: dict[int, list[bytearray]] = {}
+        self._filled: dict[int, int] = {}
+
+    def add(self, call: int, chunk: protocol.Chunk) -> None:
+        parts = self._parts.setdefault(call, [])
+        if chunk.part == len(parts):
+            if sum(map(len, parts)) + chunk.size > self._limit:
+                self.discard(call)
+                raise UnexpectedResponse(f"payload of call {call} exceeds {self._limit:,} bytes")
+            parts.append(bytearray(chunk.size))
+            self._filled[call] = 0
+        start = self._filled.get(call, 0)
+        end = start + len(chunk.data)
+        if chunk.part != len(parts) - 1 or end > len(parts[-1]):
+            self.discard(call)
+            raise UnexpectedResponse(f"misplaced chunk of call {call}")
+        parts[-1][start:end] = chunk.data
+        self._filled[call] = end
+
+    def discard(self, call: int) -> bool:
+        """Forget what came of it; tells whether anything had."""
+        self._filled.pop(call, None)
+        return self._parts.pop(call, None) is not None
+
+    def take(self, call: int, message: protocol.Payload) -> Payload:
+        """The payload that a frame of `call` carries or refers to."""
+        if not message.chunked:
+            return Payload(message.data, tuple(message.buffers))
+        parts = self._parts.pop(call, None)
+        if not parts or self._filled.pop(call) != len(parts[-1]):
+            raise UnexpectedResponse(f"payload of call {call} is incomplete")
+        return Payload(parts[0], tuple(parts[1:]))

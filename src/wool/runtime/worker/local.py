@@ -1,0 +1,118 @@
+"""Workers on this machine, as children of this process."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from wool.runtime.errors import RpcError
+from wool.runtime.worker.base import Worker
+from wool.runtime.worker.connection import WorkerConnection
+from wool.runtime.worker.process import WorkerProcess
+
+if TYPE_CHECKING:
+    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.base import WorkerOptions
+
+logger = logging.getLogger("wool.local")
+
+STOP_MARGIN = 10.0
+"""Seconds for a worker to end its sessions, besides draining and cleaning up."""
+
+EXIT_TIMEOUT = 5.0
+"""Seconds for a process to end once its worker has stopped."""
+
+
+class LocalWorker(Worker):
+    """A worker in a process of its own.
+
+    `tags` and `extra` (JSON values) are announced with it. With neither `host` nor `port` it
+    listens on a unix socket that only this user can reach; with either, on TCP (host: default
+    `127.0.0.1`, port: default any free one). `shutdown_grace_period` and `proxy_pool_ttl` are in
+    seconds. See `WorkerProcess` for what is raised.
+    """
+
+    def __init__(
+        self,
+        *tags: str,
+        host: str | None = None,
+        port: int | None = None,
+        shutdown_grace_period: float = 60.0,
+        proxy_pool_ttl: float = 60.0,
+        credentials: WorkerCredentials | None = None,
+        options: WorkerOptions | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(*tags, **extra)
+        self._grace = shutdown_grace_period
+        self._credentials = credentials
+        self._settings: dict[str, Any] = {
+            "uid": self.uid,
+            "tags": frozenset(self.tags),
+            "extra": extra,
+            "host": host,
+            "port": port,
+            "shutdown_grace_period": shutdown_grace_period,
+            "proxy_pool_ttl": proxy_pool_ttl,
+            "credentials": credentials,
+            "options": options,
+        }
+        self._process = WorkerProcess(**self._settings)
+        if host is not None and credentials is None and not _is_loopback(host):
+            warnings.warn(
+                f"A worker on {host} without credentials runs code for anyone who can reach "
+                "its port; give it WorkerCredentials",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        return f"<LocalWorker {self.uid} at {self.address or 'no address'}>"
+
+    @property
+    def address(self) -> str | None:
+        return self._process.address
+
+    async def wait(self) -> str:
+        """Return when its process has ended; says how, in words."""
+        return await self._process.wait()
+
+    async def _start(self, timeout: float | None) -> None:
+        self._process = WorkerProcess(**self._settings)
+        await self._process.start(timeout)
+        self._metadata = self._process.metadata
+
+    async def _stop(self, timeout: float | None) -> None:
+        try:
+            if self._process.alive:
+                await self._ask_to_stop(timeout or 0)
+        finally:
+            await self._process.reap(EXIT_TIMEOUT)
+
+    async def _ask_to_stop(self, timeout: float) -> None:
+        assert self.metadata is not None
+        connection = WorkerConnection(
+            self.metadata.address,
+            credentials=self._credentials,
+            options=self.metadata.options,
+            metadata=self.metadata,
+        )
+        try:
+            await connection.stop(
+                timeout=timeout,
+                deadline=None if timeout < 0 else timeout + self._grace + STOP_MARGIN,
+            )
+        except RpcError as exc:
+            if self._process.alive:
+                logger.warning("%r did not stop when asked to: %s", self, exc)
+        finally:
+            await connection.close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

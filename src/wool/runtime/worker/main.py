@@ -1,0 +1,170 @@
+"""What a worker's interpreter runs: `python -m wool.runtime.worker.main CONTROL REPORT`.
+
+CONTROL and REPORT are descriptors of pipes. The worker reads its configuration from the first and
+stops when that is closed, which is how it learns that its parent is gone. It writes its metadata,
+or why it has none, to the second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import shutil
+import signal
+import sys
+from typing import TYPE_CHECKING, BinaryIO
+
+import grpc.aio
+
+import wool
+from wool import protocol
+from wool.runtime.worker.interceptor import VersionInterceptor
+from wool.runtime.worker.metadata import WorkerMetadata
+from wool.runtime.worker.service import WorkerService
+from wool.runtime.worker.transport import server_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from wool.runtime.worker.process import Configuration
+
+STOP_SERVER = 1.0
+"""Seconds for RPCs under way, such as the one that asked to stop."""
+
+
+def main() -> None:
+    control, report = int(sys.argv[1]), int(sys.argv[2])
+    del sys.argv[1:]
+    code = 1
+    try:
+        asyncio.run(serve(_configure(control), control, report))
+        code = 0
+    except BaseException as exc:
+        _report(report, b"!" + f"{type(exc).__name__}: {exc}".encode())
+    finally:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _configure(control: int) -> Configuration:
+    with os.fdopen(control, "rb", closefd=False, buffering=0) as pipe:
+        size = int.from_bytes(_read(pipe, 8), "big")
+        surroundings, configuration = pickle.loads(_read(pipe, size))
+    sys.path[:], python_path = pickle.loads(surroundings)
+    if python_path is None:
+        os.environ.pop("PYTHONPATH", None)
+    else:
+        os.environ["PYTHONPATH"] = python_path
+    loaded: Configuration = pickle.loads(configuration)
+    return loaded
+
+
+def _read(pipe: BinaryIO, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = pipe.read(size - len(data))
+        if not piece:
+            raise EOFError("the parent has gone")
+        data += piece
+    return data
+
+
+def _report(descriptor: int, content: bytes) -> None:
+    with contextlib.suppress(OSError), os.fdopen(descriptor, "wb") as pipe:
+        pipe.write(content)
+
+
+async def serve(configuration: Configuration, control: int, report: int) -> None:
+    """Serve as configured until told to stop."""
+    service = WorkerService(
+        options=configuration.options.channel,
+        proxy_ttl=configuration.proxy_pool_ttl,
+        grace=configuration.shutdown_grace_period,
+        credentials=configuration.credentials,
+    )
+    server = grpc.aio.server(
+        interceptors=[VersionInterceptor()], options=server_arguments(configuration.options)
+    )
+    protocol.add_to_server(service, server)
+    try:
+        metadata = _bind(server, configuration)
+        wool.__worker_metadata__ = metadata
+        wool.__worker_service__.set(service)
+        await server.start()
+        service.start()
+        with _Stopper(service, control):
+            _report(report, b"=" + metadata.to_protobuf().SerializeToString())
+            await service.stopped.wait()
+        await server.stop(STOP_SERVER)
+    finally:
+        if configuration.directory is not None:
+            shutil.rmtree(configuration.directory, ignore_errors=True)
+
+
+def _bind(server: grpc.aio.Server, configuration: Configuration) -> WorkerMetadata:
+    credentials = configuration.credentials
+    if configuration.directory is not None:
+        address = f"unix:{configuration.directory}/s"
+        wool.__worker_uds_address__ = address
+    else:
+        address = _join(configuration.host, configuration.port)
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials.server_credentials())
+    return WorkerMetadata(
+        uid=configuration.uid,
+        address=address if configuration.directory else _join(configuration.host, port),
+        pid=os.getpid(),
+        version=protocol.__version__,
+        tags=configuration.tags,
+        extra=configuration.extra,
+        secure=credentials is not None,
+        options=configuration.options.channel,
+    )
+
+
+def _join(host: str | None, port: int) -> str:
+    return f"[{host}]:{port}" if host and ":" in host else f"{host}:{port}"
+
+
+class _Stopper:
+    """Stops the service: drained on SIGINT, at once on SIGTERM or when the parent has gone."""
+
+    def __init__(self, service: WorkerService, control: int) -> None:
+        self._service = service
+        self._control = control
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __enter__(self) -> None:
+        self._loop.add_signal_handler(signal.SIGTERM, self._stop, 0)
+        self._loop.add_signal_handler(signal.SIGINT, self._stop, -1)
+        self._loop.add_reader(self._control, self._parent_gone)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._loop.remove_reader(self._control)
+        self._loop.remove_signal_handler(signal.SIGINT)
+        self._loop.remove_signal_handler(signal.SIGTERM)
+
+    def _parent_gone(self) -> None:
+        self._loop.remove_reader(self._control)
+        self._stop(0)
+
+    def _stop(self, timeout: float) -> None:
+        self._keep(self._service.stop(protocol.StopRequest(timeout=timeout)))
+
+    def _keep(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""How a worker describes itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from wool import protocol
+from wool.runtime.worker.base import ChannelOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class WorkerMetadata:
+    """A worker as it is announced: who it is, where it listens, what it speaks.
+
+    `address` is a gRPC target (`unix:/path` or `host:port`), `version` that of its wool, `tags`
+    and `extra` are its user's, `secure` tells that it wants TLS. Hashed by `uid`.
+    """
+
+    uid: UUID
+    address: str
+    pid: int
+    version: str
+    tags: frozenset[str] = frozenset()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    secure: bool = False
+    options: ChannelOptions | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", frozenset(self.tags))
+        object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
+
+    def __hash__(self) -> int:
+        return hash(self.uid)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_bytes, (self.to_protobuf().SerializeToString(),)
+
+    def to_protobuf(self) -> protocol.WorkerMetadata:
+        """As a message. Raises `TypeError` if `extra` holds what JSON can't carry."""
+        return protocol.WorkerMetadata(
+            uid=self.uid.bytes,
+            address=self.address,
+            pid=self.pid,
+            version=self.version,
+            tags=sorted(self.tags),
+            extra=json.dumps(dict(self.extra)) if self.extra else "",
+            secure=self.secure,
+            options=self.options.to_protobuf() if self.options else None,
+            wire=protocol.WIRE,
+        )
+
+    @classmethod
+    def from_protobuf(cls, message: protocol.WorkerMetadata) -> WorkerMetadata:
+        """From a message. Raises `ValueError` if it is malformed or speaks another wire format."""
+        if message.wire != protocol.WIRE:
+            raise ValueError(f"wire format {message.wire}, expected {protocol.WIRE}")
+        return cls(
+            uid=UUID(bytes=message.uid),
+            address=message.address,
+            pid=message.pid,
+            version=message.version,
+            tags=frozenset(message.tags),
+            extra=json.loads(message.extra) if message.extra else {},
+            secure=message.secure,
+            options=(
+                ChannelOptions.from_protobuf(message.options)
+                if message.HasField("options")
+                else None
+            ),
+        )
+
+
+def _from_bytes(data: bytes) -> WorkerMetadata:
+    return WorkerMetadata.from_protobuf(protocol.WorkerMetadata.FromString(data))

@@ -1,0 +1,355 @@
+"""A pool spawns workers, announces them, and owns the proxy through which they are called."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from wool.runtime.discovery.base import DiscoveryLike, DiscoveryPublisherLike
+from wool.runtime.discovery.local import LocalDiscovery
+from wool.runtime.factory import resolve
+from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
+from wool.runtime.worker.local import LocalWorker
+from wool.runtime.worker.process import START_TIMEOUT
+from wool.runtime.worker.proxy import TagFilter, WorkerProxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
+
+    from wool.runtime.loadbalancer.base import LoadBalancerLike
+    from wool.runtime.typing import Factory
+    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.base import WorkerFactory, WorkerLike
+
+logger = logging.getLogger("wool.pool")
+
+START_MARGIN = 10.0
+"""Seconds over a worker's own start timeout after which the pool gives up on it."""
+
+SHORTEST_LIFE = 5.0
+"""Seconds; a replacement that dies sooner counts as a failed start."""
+
+REPLACEMENTS = 5
+"""How many failed starts in a row are enough."""
+
+ANNOUNCE_TIMEOUT = 5.0
+"""Seconds for a discovery to take an announcement, or to be left."""
+
+FIRST_DELAY, LAST_DELAY = 0.1, 30.0
+"""Seconds before another replacement after a failed start, doubling."""
+
+
+class WorkerPool:
+    """Workers to run routines in, inside `async with`.
+
+    | size    | discovery | the pool                                                      |
+    | ------- | --------- | ------------------------------------------------------------- |
+    | omitted | omitted   | spawns one worker for each CPU                                |
+    | set     | omitted   | spawns `size` workers (0: one for each CPU)                   |
+    | omitted | set       | spawns none and uses those it discovers                       |
+    | set     | set       | spawns `size` workers, announces them, and uses others as well |
+
+    `tags` are given to the workers; a pool that spawns uses only workers that share a tag with it.
+    `lease` caps how many workers the pool uses besides its own; it is no reservation, and omitted
+    there is no cap. `worker` makes the workers: a callable `(*tags, credentials=...)` (default:
+    `LocalWorker`). `discovery` and `loadbalancer` are instances, or a `Factory` of one.
+    `shutdown_timeout` bounds leaving, in seconds (None: unbounded).
+
+    Without a discovery, other processes of this user may join at `LocalDiscovery(pool.namespace)`.
+
+    Left normally, it lets what is in flight finish; left by an exception, it cancels. It can be
+    entered once, and pools can be nested, also in routines. A worker that dies is replaced.
+
+    Raises `ValueError` for a negative size or lease, a lease of 0 with a discovery alone, a
+    factory that can't be called, or a timeout that isn't positive. Entering raises
+    `ExceptionGroup` ("worker spawn failures") if workers fail to start, `TypeError` or
+    `ValueError` if the discovery or the load balancer isn't one, and `RuntimeError` if it has been
+    entered before.
+    """
+
+    def __init__(
+        self,
+        *tags: str,
+        size: int | None = None,
+        lease: int | None = None,
+        worker: WorkerFactory | Callable[..., WorkerLike] | None = None,
+        discovery: DiscoveryLike | Factory[DiscoveryLike] | None = None,
+        loadbalancer: LoadBalancerLike | Factory[LoadBalancerLike] = RoundRobinLoadBalancer,
+        credentials: WorkerCredentials | None = None,
+        shutdown_timeout: float | None = 60.0,
+    ) -> None:
+        if lease is not None and lease < 0:
+            raise ValueError("Lease must be non-negative")
+        if size is None and discovery is not None:
+            if lease == 0:
+                raise ValueError("Lease must be positive for discovery-only pools")
+            self._size = 0
+        else:
+            self._size = _resolve_size(size or 0)
+        if shutdown_timeout is not None and shutdown_timeout <= 0:
+            raise ValueError("Shutdown timeout must be positive")
+        if worker is not None:
+            _check_factory(worker, tags)
+        self._cap = None if lease is None else self._size + lease
+        self._tags = tags
+        self._filter = TagFilter(frozenset(tags)) if tags and size is not None else None
+        self._worker = worker
+        self._discovery = discovery
+        self._loadbalancer = loadbalancer
+        self._credentials = credentials
+        self._shutdown_timeout = shutdown_timeout
+        self._namespace = None if discovery is not None else f"pool-{uuid4().hex}"
+        self._entered = False
+        self._stack = AsyncExitStack()
+        self._publisher: DiscoveryPublisherLike | None = None
+        self._workers: list[WorkerLike] = []
+        self._started: list[WorkerLike] = []
+        self._supervisors: list[asyncio.Task[None]] = []
+        self._proxy: WorkerProxy | None = None
+
+    def __repr__(self) -> str:
+        return f"<WorkerPool {self._namespace or self._discovery!r} {self._proxy or 'not entered'}>"
+
+    @property
+    def namespace(self) -> str | None:
+        """Where processes of this user may join it; None if it was given a discovery."""
+        return self._namespace
+
+    async def __aenter__(self) -> WorkerPool:
+        if self._entered:
+            raise RuntimeError("A WorkerPool can be entered once; make another one")
+        self._entered = True
+        try:
+            discovery = await self._enter_discovery()
+            if self._size:
+                self._publisher = await self._enter_publisher(discovery)
+                self._workers = self._make_workers()
+            await self._start(discovery)
+        except BaseException as exc:
+            await _to_the_end(self._shut_down(exc))
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._proxy is not None:
+            self._proxy.deactivate()
+        await _to_the_end(self._shut_down(exc))
+
+    # Entering
+
+    async def _enter_discovery(self) -> DiscoveryLike:
+        given = self._discovery
+        if given is None:
+            assert self._namespace is not None
+            given = LocalDiscovery(self._namespace)
+        discovery = await resolve(given, self._stack)
+        if not isinstance(discovery, DiscoveryLike):
+            message = f"Expected DiscoveryLike, got: {discovery!r}"
+            raise TypeError(message) if self._size else ValueError(message)
+        return discovery
+
+    async def _enter_publisher(self, discovery: DiscoveryLike) -> DiscoveryPublisherLike:
+        publisher = await resolve(discovery.publisher, self._stack)
+        if not isinstance(publisher, DiscoveryPublisherLike):
+            raise ValueError(f"Expected DiscoveryPublisherLike, got: {publisher!r}")
+        return publisher
+
+    def _make_workers(self) -> list[WorkerLike]:
+        return [self._make_worker() for _ in range(self._size)]
+
+    def _make_worker(self) -> WorkerLike:
+        return (self._worker or LocalWorker)(*self._tags, credentials=self._credentials)
+
+    async def _start(self, discovery: DiscoveryLike) -> None:
+        results = await asyncio.gather(
+            *(self._start_worker(worker) for worker in self._workers), return_exceptions=True
+        )
+        failures = [result for result in results if isinstance(result, Exception)]
+        if failures:
+            raise ExceptionGroup("worker spawn failures", failures)
+        self._proxy = WorkerProxy(
+            discovery=discovery.subscribe(self._filter) if self._filter else discovery.subscriber,
+            loadbalancer=self._loadbalancer,
+            credentials=self._credentials,
+            lease=self._cap,
+        )
+        self._proxy.reserve(worker.uid for worker in self._workers)
+        await self._proxy.start()
+        self._supervisors = [
+            asyncio.create_task(self._supervise(worker), name="wool supervisor")
+            for worker in self._workers
+        ]
+
+    async def _start_worker(self, worker: WorkerLike) -> None:
+        async with asyncio.timeout(START_TIMEOUT + START_MARGIN):
+            await worker.start()
+        self._started.append(worker)
+        assert self._publisher is not None
+        assert worker.metadata is not None
+        await self._publisher.publish("worker-added", worker.metadata)
+
+    # While it is entered
+
+    async def _supervise(self, worker: WorkerLike) -> None:
+        """Replace the worker, and its replacements, when they die."""
+        failures = 0
+        while (wait := getattr(worker, "wait", None)) is not None:
+            born = asyncio.get_running_loop().time()
+            how = await wait()
+            logger.warning("%r is replaced: %s", worker, how)
+            await self._drop(worker)
+            if asyncio.get_running_loop().time() - born > SHORTEST_LIFE:
+                failures = 0
+            replacement = None
+            while replacement is None and failures < REPLACEMENTS:
+                if failures:
+                    await asyncio.sleep(min(FIRST_DELAY * 2**failures, LAST_DELAY))
+                failures += 1
+                replacement = await self._replace(worker)
+            if replacement is None:
+                logger.error("%r is given up on: %d replacements died", worker, failures)
+                return
+            worker = replacement
+
+    async def _replace(self, worker: WorkerLike) -> WorkerLike | None:
+        replacement = self._make_worker()
+        self._workers[self._workers.index(worker)] = replacement
+        assert self._proxy is not None
+        self._proxy.reserve(each.uid for each in self._workers)
+        try:
+            await self._start_worker(replacement)
+        except Exception:
+            logger.exception("%r could not replace %r", replacement, worker)
+            self._workers[self._workers.index(replacement)] = worker
+            return None
+        return replacement
+
+    # Leaving
+
+    async def _shut_down(self, exc: BaseException | None) -> None:
+        """Stop everything, whatever fails on the way; cancelled, without draining any more."""
+        loop = asyncio.get_running_loop()
+        timeout = self._shutdown_timeout
+        deadline = None if timeout is None else loop.time() + timeout
+        drain = exc is None
+        try:
+            await self._stop_supervising()
+            if self._proxy is not None and self._proxy.started:
+                await self._proxy.stop(timeout=timeout if drain else 0)
+        except Exception:
+            logger.exception("The proxy of %r did not stop in order", self)
+        except asyncio.CancelledError:
+            drain = False
+            raise
+        finally:
+            await _to_the_end(self._stop_workers(drain, deadline))
+            await self._leave_stack(exc)
+
+    async def _stop_supervising(self) -> None:
+        for supervisor in self._supervisors:
+            supervisor.cancel()
+        await asyncio.gather(*self._supervisors, return_exceptions=True)
+
+    async def _stop_workers(self, drain: bool, deadline: float | None) -> None:
+        await asyncio.gather(
+            *(self._stop_worker(worker, drain, deadline) for worker in list(self._started))
+        )
+
+    async def _stop_worker(self, worker: WorkerLike, drain: bool, deadline: float | None) -> None:
+        try:
+            await self._announce_drop(worker)
+        finally:
+            remaining = _remaining(deadline)
+            try:
+                async with asyncio.timeout(remaining):
+                    await worker.stop(timeout=(-1 if remaining is None else remaining) * drain)
+            except TimeoutError:
+                logger.warning("%r did not stop in time and was cut off", worker)
+            except Exception:
+                logger.exception("%r did not stop in order", worker)
+
+    async def _drop(self, worker: WorkerLike) -> None:
+        """Let go of a worker that has died."""
+        self._started.remove(worker)
+        await self._announce_drop(worker)
+        try:
+            await worker.stop()
+        except Exception:
+            logger.exception("%r, which has died, did not stop in order", worker)
+
+    async def _announce_drop(self, worker: WorkerLike) -> None:
+        assert self._publisher is not None
+        assert worker.metadata is not None
+        try:
+            async with asyncio.timeout(ANNOUNCE_TIMEOUT):
+                await self._publisher.publish("worker-dropped", worker.metadata)
+        except Exception:
+            logger.exception("Worker %s could not be announced as dropped", worker.uid)
+
+    async def _leave_stack(self, exc: BaseException | None) -> None:
+        try:
+            async with asyncio.timeout(ANNOUNCE_TIMEOUT):
+                await self._stack.__aexit__(type(exc) if exc else None, exc, None)
+        except Exception:
+            logger.exception("The discovery of %r did not end in order", self)
+
+
+def _resolve_size(size: int) -> int:
+    """`size`, or the number of CPUs for 0.
+
+    Raises `ValueError` if it is negative, or if the number of CPUs is needed and unknown.
+    """
+    if size < 0:
+        raise ValueError("Size must be non-negative")
+    if size:
+        return size
+    cpus = os.cpu_count()
+    if cpus is None:
+        raise ValueError("Unable to determine CPU count")
+    return cpus
+
+
+def _check_factory(worker: Callable[..., WorkerLike], tags: tuple[str, ...]) -> None:
+    try:
+        signature = inspect.signature(worker)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*tags, credentials=None)
+    except TypeError as exc:
+        raise ValueError(
+            f"worker must be callable as worker(*tags, credentials=...), and {worker!r} is not: "
+            f"{exc}"
+        ) from exc
+
+
+def _remaining(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    return max(deadline - asyncio.get_running_loop().time(), 0)
+
+
+async def _to_the_end(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Await it to its end. A cancellation is passed on to it, and raised when it has ended."""
+    task = asyncio.ensure_future(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+            task.cancel()
+    if cancelled is not None:
+        raise cancelled
+    task.result()

@@ -1,0 +1,282 @@
+"""The parent's side of a worker process: start an interpreter, supervise it, and reap it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wool import protocol
+from wool.runtime.rundir import runtime_directory
+from wool.runtime.worker import fate
+from wool.runtime.worker.base import WorkerOptions
+from wool.runtime.worker.metadata import WorkerMetadata
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from wool.runtime.worker.auth import WorkerCredentials
+
+logger = logging.getLogger("wool.process")
+
+START_TIMEOUT = 60.0
+"""Seconds for a worker to report that it serves."""
+
+TERMINATE_TIMEOUT = 5.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+LONGEST_DIRECTORY = 90
+"""Characters that leave room for a socket's name; a path of 104 is too long on some systems."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a worker process is told."""
+
+    uid: UUID
+    tags: frozenset[str]
+    extra: dict[str, Any]
+    host: str | None
+    port: int
+    directory: str | None
+    shutdown_grace_period: float
+    proxy_pool_ttl: float
+    credentials: WorkerCredentials | None
+    options: WorkerOptions
+
+
+class WorkerProcess:
+    """A worker in an interpreter of its own.
+
+    With neither `host` nor `port` it listens on a unix socket that only this user can reach.
+    `shutdown_grace_period` is how many seconds its routines may take to clean up when they are
+    cancelled by a stop, `proxy_pool_ttl` how many an unused proxy is kept there.
+
+    Raises `ValueError` for a blank host, a port outside 0..65535, or a duration that isn't
+    positive, and `TypeError` if `extra` holds what JSON can't carry.
+    """
+
+    def __init__(
+        self,
+        *,
+        uid: UUID,
+        tags: frozenset[str] = frozenset(),
+        extra: dict[str, Any] | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        shutdown_grace_period: float = 60.0,
+        proxy_pool_ttl: float = 60.0,
+        credentials: WorkerCredentials | None = None,
+        options: WorkerOptions | None = None,
+    ) -> None:
+        if host is not None and not host.strip():
+            raise ValueError("Host must be a non-blank string")
+        if port is not None and not 0 <= port <= 65535:
+            raise ValueError(f"Port must be a positive integer, at most 65535, got {port}")
+        if shutdown_grace_period <= 0:
+            raise ValueError("Shutdown grace period must be positive")
+        if proxy_pool_ttl <= 0:
+            raise ValueError("Proxy pool TTL must be positive")
+        self._uid = uid
+        self._tags = tags
+        self._extra = extra or {}
+        self._host = host if host is not None or port is None else "127.0.0.1"
+        self._port = port or 0
+        self._grace = shutdown_grace_period
+        self._ttl = proxy_pool_ttl
+        self._credentials = credentials
+        self._options = options or WorkerOptions()
+        self._directory: str | None = None
+        self._control: int | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._exited: asyncio.Task[int] | None = None
+        self.metadata: WorkerMetadata | None = None
+
+    @property
+    def address(self) -> str | None:
+        return self.metadata.address if self.metadata else None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self, timeout: float | None = None) -> None:
+        """Start it; returns when it serves.
+
+        Raises `ValueError` if the timeout (default: 60 s) isn't positive, and `RuntimeError` if
+        the process ends or isn't ready by then.
+        """
+        timeout = START_TIMEOUT if timeout is None else timeout
+        if timeout <= 0:
+            raise ValueError("Timeout must be positive")
+        try:
+            async with asyncio.timeout(timeout):
+                report = await self._launch()
+            self.metadata = self._read_report(report)
+        except BaseException as exc:
+            how = await self._describe_end()
+            await self.reap(0)
+            if isinstance(exc, TimeoutError):
+                raise RuntimeError(
+                    f"Worker process failed to start within {timeout} seconds"
+                ) from exc
+            if isinstance(exc, _StartError):
+                raise RuntimeError(f"Worker process failed to start - {exc}{how}") from exc
+            raise
+
+    async def _launch(self) -> bytes:
+        if self._host is None:
+            self._directory = _socket_directory()
+        control_read, self._control = os.pipe()
+        report_read, report_write = os.pipe()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *_interpreter_flags(),
+                "-P",
+                "-m",
+                "wool.runtime.worker.main",
+                str(control_read),
+                str(report_write),
+                pass_fds=(control_read, report_write),
+                env=_environment(),
+            )
+        finally:
+            os.close(control_read)
+            os.close(report_write)
+            report = os.fdopen(report_read, "rb", buffering=0)
+        self._exited = asyncio.create_task(self._process.wait(), name="wool worker process")
+        fate.register(self._uid, self._exited)
+        with report:
+            with contextlib.suppress(BrokenPipeError):
+                await asyncio.to_thread(_write_all, self._control, self._settings())
+            return await _read_all(report)
+
+    def _settings(self) -> bytes:
+        configuration = Configuration(
+            uid=self._uid,
+            tags=self._tags,
+            extra=self._extra,
+            host=self._host,
+            port=self._port,
+            directory=self._directory,
+            shutdown_grace_period=self._grace,
+            proxy_pool_ttl=self._ttl,
+            credentials=self._credentials,
+            options=self._options,
+        )
+        surroundings = pickle.dumps((sys.path, os.environ.get("PYTHONPATH")))
+        data = pickle.dumps((surroundings, pickle.dumps(configuration)))
+        return len(data).to_bytes(8, "big") + data
+
+    def _read_report(self, report: bytes) -> WorkerMetadata:
+        if not report:
+            raise _StartError("no metadata")
+        kind, content = report[:1], report[1:]
+        if kind == b"!":
+            raise _StartError(content.decode())
+        return WorkerMetadata.from_protobuf(protocol.WorkerMetadata.FromString(content))
+
+    async def _describe_end(self) -> str:
+        if self._exited is None or self._process is None:
+            return ""
+        if self._process.returncode is None:
+            await asyncio.wait([self._exited], timeout=0.5)
+        code = self._process.returncode
+        return f" ({fate.describe(code)})" if code is not None else ""
+
+    async def wait(self) -> str:
+        """Return when the process has ended; says how, in words."""
+        if self._exited is None:
+            raise RuntimeError("Worker process has not been started")
+        return fate.describe(await asyncio.shield(self._exited))
+
+    async def reap(self, timeout: float) -> None:
+        """See the process end: wait `timeout` seconds, then SIGTERM, then SIGKILL.
+
+        A cancellation shortens that, and is raised when the process is gone.
+        """
+        try:
+            if self.alive and self._exited is not None:
+                await self._await_end(self._exited, timeout)
+        finally:
+            if self._control is not None:
+                os.close(self._control)
+                self._control = None
+            if self._directory is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
+                self._directory = None
+
+    async def _await_end(self, exited: asyncio.Task[int], timeout: float) -> None:
+        assert self._process is not None
+        cancelled: asyncio.CancelledError | None = None
+        for patience, signal in (
+            (timeout, self._process.terminate),
+            (TERMINATE_TIMEOUT, self._process.kill),
+            (None, None),
+        ):
+            try:
+                if patience != 0:
+                    await asyncio.wait([exited], timeout=patience)
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+            if exited.done():
+                break
+            if signal is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal()
+        if cancelled is not None:
+            raise cancelled
+
+
+class _StartError(Exception):
+    """What a worker process said, or didn't, instead of its metadata."""
+
+
+def _socket_directory() -> str:
+    directory = str(runtime_directory())
+    if len(directory) > LONGEST_DIRECTORY:
+        directory = "/tmp"
+    return tempfile.mkdtemp(prefix="w", dir=directory)
+
+
+def _interpreter_flags() -> list[str]:
+    flags = [f"-W{option}" for option in sys.warnoptions]
+    for name, value in sys._xoptions.items():
+        flags += ["-X", name if value is True else f"{name}={value}"]
+    flags += ["-O"] * sys.flags.optimize
+    if sys.flags.dont_write_bytecode:
+        flags.append("-B")
+    return flags
+
+
+def _environment() -> dict[str, str]:
+    """The parent's, with its import path, and gRPC told to stay out of forks and quiet."""
+    environment = dict(os.environ)
+    environment.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    environment.setdefault("GRPC_VERBOSITY", "ERROR")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    return environment
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+async def _read_all(pipe: Any) -> bytes:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    try:
+        return await reader.read()
+    finally:
+        transport.close()

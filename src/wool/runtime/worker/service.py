@@ -1,0 +1,374 @@
+"""The server half of the stream.
+
+A session's requests are read by one task, its responses are written by the RPC's handler, an
+async generator; between the two stands the routine loop, which runs the tasks (see `executor`).
+This half never waits for that loop to decide anything: it refuses tasks while the worker drains,
+gives back those that the routine loop has not taken, and reads on unless more than `HIGH_WATER`
+bytes of responses wait for a client that doesn't read.
+
+Input that ends without `last` is a lost client, and what runs for it is cancelled. A session that
+ends in order is left by the side that goes first with `last`; the handler returns only when the
+client has no more to say, because gRPC loses the status of a stream that ends earlier.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import grpc
+import grpc.aio
+
+import wool
+from wool import protocol
+from wool.runtime.errors import UnexpectedResponse
+from wool.runtime.resourcepool import ResourcePool
+from wool.runtime.worker.auth import CredentialContext
+from wool.runtime.worker.base import ChannelOptions
+from wool.runtime.worker.executor import Arrival, Definition, Exchange, RoutineLoop, Runner
+from wool.runtime.worker.framing import (
+    HIGH_WATER,
+    TERMINAL,
+    Assemblies,
+    Outbox,
+    Outgoing,
+    write_payload,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from wool.runtime.worker.auth import WorkerCredentials
+
+logger = logging.getLogger("wool.service")
+
+FAREWELL = 5.0
+"""Seconds that a client may take to answer the end of a session."""
+
+DRAINING = "Worker service is shutting down"
+
+
+class Event(NamedTuple):
+    """An `asyncio.Event` to read and to wait for."""
+
+    event: asyncio.Event
+
+    def is_set(self) -> bool:
+        return self.event.is_set()
+
+    async def wait(self) -> None:
+        await self.event.wait()
+
+
+class _Session:
+    """The server half of one client's session."""
+
+    def __init__(self, service: WorkerService) -> None:
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._exchange = Exchange(self._collect_soon)
+        context = contextvars.Context()
+        context.run(wool.__proxy_pool__.set, service.proxies)
+        context.run(CredentialContext(service.credentials).__enter__)
+        limit = service.options.max_send_message_length
+        self._runner = Runner(self._exchange, context, limit)
+        self._assemblies = Assemblies(service.options.max_receive_message_length)
+        self._definitions: dict[int, Definition] = {}
+        self._outbox = Outbox(_build)
+        self._open: set[int] = set()
+        self._finishing = False
+        self._lost = False
+        self._writable = asyncio.Event()
+        self._readable = asyncio.Event()
+
+    @property
+    def idle(self) -> bool:
+        return not self._open
+
+    # Requests
+
+    async def read(self, requests: AsyncIterator[protocol.RequestBatch]) -> None:
+        """Take requests until the client has no more."""
+        ended = False
+        try:
+            async for batch in requests:
+                for frame in batch.frames:
+                    self._receive(frame)
+                if self._exchange.mail:
+                    self._service.routines.post(self._runner.receive)
+                ended = ended or batch.last
+                while self._outbox.size > HIGH_WATER and not self._lost:
+                    self._readable.clear()
+                    await self._readable.wait()
+        except UnexpectedResponse as exc:
+            logger.warning("A client broke the protocol and is cut off: %s", exc)
+            ended = False
+        if ended:
+            self.finish()
+        else:
+            self.lose()
+
+    def _receive(self, frame: protocol.Request) -> None:
+        call = frame.call
+        kind = frame.WhichOneof("kind")
+        if kind == "task":
+            self._receive_task(call, frame.task)
+        elif kind == "chunk":
+            self._assemblies.add(call, frame.chunk)
+        elif kind in ("send", "throw"):
+            body = self._assemblies.take(call, getattr(frame, kind))
+            self._exchange.mail.append((call, kind, body))
+        elif kind in ("cancel", "withdraw"):
+            self._give_back(call, kind)
+        elif kind in ("next", "close", "heartbeat"):
+            self._exchange.mail.append((call, kind, None))
+        else:
+            raise UnexpectedResponse(f"a frame of call {call} is of no kind known here")
+
+    def _receive_task(self, call: int, task: protocol.Task) -> None:
+        if call in self._open:
+            raise UnexpectedResponse(f"call {call} came twice")
+        arguments = self._assemblies.take(call, task.arguments)
+        proxy = self._define(task.proxy) if task.HasField("proxy") else None
+        if task.HasField("callable"):
+            function = self._define(task.callable)
+        else:
+            function = Definition(bytes(arguments.buffers[-1]), reusable=False)
+            arguments = arguments._replace(buffers=arguments.buffers[:-1])
+        if self._service.stopping.is_set():
+            self._put(Outgoing(call, "nack", body=DRAINING))
+            return
+        self._open.add(call)
+        self._service.update_idle()
+        self._exchange.pending[call] = Arrival(task, function, proxy, arguments)
+        self._exchange.mail.append((call, "task", None))
+
+    def _define(self, message: protocol.Definition) -> Definition:
+        if not message.content:
+            try:
+                return self._definitions[message.number]
+            except KeyError:
+                raise UnexpectedResponse(f"number {message.number} was not defined") from None
+        definition = Definition(message.content, message.reusable)
+        if message.number:
+            self._definitions[message.number] = definition
+        return definition
+
+    def _give_back(self, call: int, kind: str) -> None:
+        arrived = self._exchange.pending.pop(call, None) is not None
+        if self._assemblies.discard(call) or arrived:
+            self._open.discard(call)
+            self._service.update_idle()
+            self._put(Outgoing(call, "nack", body="it was withdrawn before it ran"))
+        elif kind == "cancel":
+            self._exchange.mail.append((call, kind, None))
+
+    # Responses
+
+    def _collect_soon(self) -> None:
+        self._loop.call_soon_threadsafe(self._collect)
+
+    def _collect(self) -> None:
+        replies = self._exchange.replies
+        while replies:
+            self._put(replies.popleft())
+        self._service.update_idle()
+
+    def _put(self, item: Outgoing) -> None:
+        if item.kind in TERMINAL:
+            self._open.discard(item.call)
+        if not self._lost:
+            self._outbox.put(item)
+            self._writable.set()
+
+    async def batches(self) -> AsyncIterator[protocol.ResponseBatch]:
+        """What there is to write, until the end of the session."""
+        while not self._lost:
+            batch = protocol.ResponseBatch()
+            self._outbox.fill(batch)
+            self._readable.set()
+            if batch.frames:
+                yield batch
+            elif self._finishing:
+                yield protocol.ResponseBatch(last=True)
+                return
+            else:
+                self._writable.clear()
+                await self._writable.wait()
+
+    # The end
+
+    def finish(self) -> None:
+        """Write what waits, then leave."""
+        self._finishing = True
+        self._writable.set()
+
+    def on_done(self, context: Any) -> None:
+        """The RPC has ended, whatever its handler is told."""
+        self.lose()
+
+    def lose(self) -> None:
+        """The client is gone: nothing is written any more."""
+        self._lost = True
+        self._writable.set()
+        self._readable.set()
+
+    async def cancel(self) -> None:
+        """Cancel what runs for it, and return when that has ended."""
+        await self._service.routines.run(self._runner.close())
+        self._collect()
+
+    async def close(self) -> None:
+        self.lose()
+        await self.cancel()
+        self._open.clear()
+        self._service.update_idle()
+
+
+def _build(frame: protocol.Response, item: Outgoing) -> None:
+    if item.payload is not None:
+        message = getattr(frame, item.kind)
+        write_payload(message, item.payload)
+        message.SetInParent()
+    elif item.kind == "nack":
+        frame.nack.reason = item.body
+    else:
+        setattr(frame, item.kind, True)
+
+
+class WorkerService:
+    """The gRPC service of a worker: sessions, and the end of them all.
+
+    `options` bound payloads; `proxy_ttl` is how many seconds an unused proxy of a caller's is kept
+    for nested calls; `grace` how many seconds routines may take to clean up when they are
+    cancelled by a stop; `credentials` are those that its routines' nested calls use.
+    """
+
+    def __init__(
+        self,
+        *,
+        options: ChannelOptions | None = None,
+        proxy_ttl: float = 60.0,
+        grace: float = 60.0,
+        credentials: WorkerCredentials | None = None,
+    ) -> None:
+        self.credentials = credentials
+        self.options = options or ChannelOptions()
+        self.routines = RoutineLoop()
+        self.proxies: ResourcePool[Any] = ResourcePool(
+            _start_later, finalizer=_stop_proxy, ttl=proxy_ttl
+        )
+        self._grace = grace
+        self._sessions: set[_Session] = set()
+        self._stopping = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._gone = asyncio.Event()
+        self._gone.set()
+        self._drain: asyncio.Timeout | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the routine loop."""
+        self.routines.start()
+
+    @property
+    def stopping(self) -> Event:
+        """Set when it takes no more tasks."""
+        return Event(self._stopping)
+
+    @property
+    def stopped(self) -> Event:
+        """Set when everything has ended."""
+        return Event(self._stopped)
+
+    def update_idle(self) -> None:
+        if all(session.idle for session in self._sessions):
+            self._idle.set()
+        else:
+            self._idle.clear()
+
+    async def dispatch(
+        self,
+        requests: AsyncIterator[protocol.RequestBatch],
+        context: grpc.aio.ServicerContext[protocol.RequestBatch, protocol.ResponseBatch],
+    ) -> AsyncIterator[protocol.ResponseBatch]:
+        if self._stopping.is_set():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, DRAINING)
+        await context.send_initial_metadata(protocol.versions())
+        session = _Session(self)
+        self._sessions.add(session)
+        self._gone.clear()
+        reading = asyncio.create_task(session.read(requests), name="wool session reader")
+        context.add_done_callback(cast("Any", session.on_done))
+        try:
+            async for batch in session.batches():
+                yield batch
+            await asyncio.wait([reading], timeout=FAREWELL)
+        finally:
+            reading.cancel()
+            await session.close()
+            self._sessions.discard(session)
+            self.update_idle()
+            if not self._sessions:
+                self._gone.set()
+
+    async def stop(
+        self,
+        request: protocol.StopRequest,
+        context: grpc.aio.ServicerContext[protocol.StopRequest, protocol.Void] | None = None,
+    ) -> protocol.Void:
+        """Take no more tasks, drain, cancel, end every session; returns when that is done.
+
+        A later stop may shorten the draining of an earlier one.
+        """
+        self._stopping.set()
+        loop = asyncio.get_running_loop()
+        until = None if request.timeout < 0 else loop.time() + request.timeout
+        if self._ending is None:
+            self._drain = asyncio.timeout_at(until)
+            self._ending = asyncio.create_task(self._end(self._drain), name="wool stop")
+        elif until is not None and self._drain is not None and not self._drain.expired():
+            when = self._drain.when()
+            if when is None or until < when:
+                self._drain.reschedule(until)
+        await asyncio.shield(self._ending)
+        return protocol.Void()
+
+    async def _end(self, drain: asyncio.Timeout) -> None:
+        try:
+            async with drain:
+                await self._idle.wait()
+        except TimeoutError:
+            logger.debug("Cancelling what still runs")
+        self._drain = None
+        try:
+            async with asyncio.timeout(self._grace):
+                await asyncio.gather(*(session.cancel() for session in self._sessions))
+        except TimeoutError:
+            logger.warning("Routines still run %s s after they were cancelled", self._grace)
+        for session in self._sessions:
+            session.finish()
+        try:
+            async with asyncio.timeout(FAREWELL):
+                await self._gone.wait()
+                await self.routines.run(self._clear_proxies())
+        except TimeoutError:
+            logger.warning("Clients, or proxies of theirs, did not end within %s s", FAREWELL)
+        await self.routines.stop(1.0)
+        self._stopped.set()
+
+    async def _clear_proxies(self) -> None:
+        await self.proxies.clear()
+
+
+def _start_later(proxy: Any) -> Any:
+    return proxy
+
+
+async def _stop_proxy(proxy: Any) -> None:
+    if getattr(proxy, "started", False):
+        await proxy.stop()

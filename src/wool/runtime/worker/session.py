@@ -1,0 +1,370 @@
+"""The client half of the stream: many calls over one gRPC call.
+
+A session has one reader and one writer. `submit` queues a task; the writer sends whatever is
+queued as one batch as soon as the last write is done, so a lone call leaves at once and a burst
+leaves in few messages. The reader hands what arrives to the call it belongs to, and each `Call`
+is awaited by whoever made it.
+
+A call is QUEUED until the first byte of its task is handed to gRPC, then SENT: from there on it
+may run, and it is never run again elsewhere unless the worker has said, with a `nack`, that it
+has not started. It is TAKEN when the worker's routine loop has it, which any frame but a `nack`
+says too, and ENDED with its last frame. When the stream breaks, QUEUED calls fail with a transient
+error, so that they may go to another worker; the others with `WorkerLost`.
+
+A caller that is cancelled sends `cancel` and goes on waiting for the call's last frame, so it
+resumes after the routine has cleaned up, at most `CANCEL_GRACE` seconds later. A caller whose
+dispatch timeout expires sends `withdraw`: a worker whose routine loop is blocked gives the task
+back, one that has just taken it keeps it.
+
+Streams end explicitly: the side that leaves sends `last`, the other finishes and answers with
+`last`. End of input without it is a lost peer. Nothing here is shared between event loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from wool import protocol
+from wool.runtime.errors import PayloadTooLarge, TransientRpcError, UnexpectedResponse, WorkerLost
+from wool.runtime.worker.call import Call, Stage
+from wool.runtime.worker.framing import (
+    HIGH_WATER,
+    TERMINAL,
+    Assemblies,
+    Outbox,
+    Outgoing,
+    write_payload,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from wool.runtime.routine.task import Encoded
+    from wool.runtime.serializer import Payload
+    from wool.runtime.worker.base import ChannelOptions
+    from wool.runtime.worker.metadata import WorkerMetadata
+
+    Stream = grpc.aio.StreamStreamCall[Any, protocol.ResponseBatch]
+
+logger = logging.getLogger("wool.session")
+
+HEARTBEAT = 10.0
+"""Seconds of silence after which a worker is asked whether its routine loop runs."""
+
+FAREWELL = 5.0
+"""Seconds that a worker may take to answer the end of a session."""
+
+DEFINITIONS = 256
+"""How many callables and proxies a session keeps numbers for."""
+
+LARGEST_DEFINITION = 64 * 1024
+"""Bytes of a callable above which it travels with the call's arguments, not as a definition."""
+
+
+class Session:
+    """An open stream to a worker, for the event loop that opened it.
+
+    `stream` is the gRPC call, past its initial metadata. `ascertain` tells how the worker's
+    process died, if that is known. `on_lost` is called when the stream has broken.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        options: ChannelOptions,
+        *,
+        metadata: WorkerMetadata | None = None,
+        ascertain: Callable[[], Awaitable[str | None]] | None = None,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        self.metadata = metadata
+        self.busy = False
+        self._stream = stream
+        self._options = options
+        self._ascertain = ascertain
+        self._on_lost = on_lost
+        self._calls: dict[int, Call] = {}
+        self._last_number = 0
+        self._definitions: OrderedDict[bytes, int] = OrderedDict()
+        self._outbox = Outbox(self._build)
+        self._granted = 0
+        self._waiting_for_room: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._assemblies = Assemblies(options.max_send_message_length)
+        self._accepting = True
+        self._leaving = False
+        self._writable = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._heard = True
+        self._asked = False
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(HEARTBEAT, self._beat)
+        self._reader = self._loop.create_task(self._read(), name="wool session reader")
+        self._writer = self._loop.create_task(self._write(), name="wool session writer")
+
+    def __repr__(self) -> str:
+        worker = f"{self.metadata.uid} at {self.metadata.address}" if self.metadata else "a worker"
+        state = "open" if self._accepting else "closing"
+        return f"<Session with {worker}, {state}, {len(self._calls)} calls>"
+
+    @property
+    def accepting(self) -> bool:
+        """Whether it takes new calls."""
+        return self._accepting
+
+    async def submit(self, encoded: Encoded) -> Call:
+        """Queue a task, once there is room for it.
+
+        Raises `PayloadTooLarge` if the worker would refuse its arguments, `TransientRpcError` if
+        the session is ending.
+        """
+        tag = encoded.header.tag
+        payload = encoded.arguments
+        if len(encoded.callable.data) > LARGEST_DEFINITION:
+            payload = payload._replace(buffers=(*payload.buffers, encoded.callable.data))
+        limit = self._options.max_receive_message_length
+        if payload.size > limit:
+            raise PayloadTooLarge(
+                f"The call of {tag} with arguments",
+                payload.size,
+                "max_receive_message_length",
+                limit,
+            )
+        if self._waiting_for_room or self._outbox.size >= HIGH_WATER:
+            await self._room(payload.size)
+        if not self._accepting:
+            raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} takes no more calls")
+        self._last_number += 1
+        item = Outgoing(self._last_number, "task", payload, encoded)
+        call = self._calls[item.call] = Call(self, item.call, tag, item)
+        self._idle.clear()
+        self._put(item)
+        return call
+
+    def send(self, call: Call, kind: str, payload: Payload | None = None) -> None:
+        """Queue a frame for a call that the worker has, or is about to have."""
+        limit = self._options.max_receive_message_length
+        if payload is not None and payload.size > limit:
+            raise PayloadTooLarge(
+                f"The value sent to {call.tag}", payload.size, "max_receive_message_length", limit
+            )
+        if call.stage is not Stage.ENDED:
+            if kind == "cancel":
+                self._outbox.drop(call.item)
+            self._put(Outgoing(call.number, kind, payload))
+
+    def drop(self, call: Call) -> None:
+        """Forget a call, and leave out what was not sent of it."""
+        self._outbox.drop(call.item)
+        call.stage = Stage.ENDED
+        self._remove(call.number)
+
+    def _put(self, item: Outgoing) -> None:
+        self._outbox.put(item)
+        self._writable.set()
+
+    def _remove(self, number: int) -> Call | None:
+        call = self._calls.pop(number, None)
+        self._assemblies.discard(number)
+        if not self._calls:
+            self._idle.set()
+        return call
+
+    async def _room(self, size: int) -> None:
+        entry = self._loop.create_future(), size
+        self._waiting_for_room.append(entry)
+        try:
+            await entry[0]
+        finally:
+            if entry[0].done() and not entry[0].cancelled():
+                self._granted -= size
+            self._grant()
+
+    def _grant(self) -> None:
+        while self._waiting_for_room and (
+            self._outbox.size + self._granted < HIGH_WATER or not self._accepting
+        ):
+            room, size = self._waiting_for_room.popleft()
+            if not room.done():
+                self._granted += size
+                room.set_result(None)
+
+    # The writer
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                batch = protocol.RequestBatch()
+                for item in self._outbox.fill(batch):
+                    self._mark_sent(item)
+                if batch.frames:
+                    await self._stream.write(batch)
+                    self._grant()
+                elif self._leaving:
+                    await self._stream.write(protocol.RequestBatch(last=True))
+                    await self._stream.done_writing()
+                    return
+                else:
+                    self._writable.clear()
+                    await self._writable.wait()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            logger.debug("%r can't be written to any more", self)
+        except BaseException:
+            self._stream.cancel()
+            raise
+
+    def _mark_sent(self, item: Outgoing) -> None:
+        call = self._calls.get(item.call)
+        if call is not None and call.stage is Stage.QUEUED:
+            call.stage = Stage.SENT
+
+    def _build(self, frame: protocol.Request, item: Outgoing) -> None:
+        if item.kind == "task":
+            self._build_task(frame.task, item.body, item.payload)
+        elif item.payload is not None:
+            write_payload(getattr(frame, item.kind), item.payload)
+            getattr(frame, item.kind).SetInParent()
+        else:
+            setattr(frame, item.kind, item.body)
+
+    def _build_task(
+        self, message: protocol.Task, encoded: Encoded, payload: Payload | None
+    ) -> None:
+        assert payload is not None
+        message.MergeFrom(encoded.header)
+        if len(encoded.callable.data) <= LARGEST_DEFINITION:
+            self._define(message.callable, *encoded.callable)
+        if encoded.proxy:
+            self._define(message.proxy, encoded.proxy, True)
+        write_payload(message.arguments, payload)
+
+    def _define(self, message: protocol.Definition, content: bytes, reusable: bool) -> None:
+        number = self._definitions.get(content)
+        if number is not None:
+            self._definitions.move_to_end(content)
+        else:
+            number = len(self._definitions) + 1
+            if number > DEFINITIONS:
+                number = self._definitions.popitem(last=False)[1]
+            self._definitions[content] = number
+            message.content = content
+            message.reusable = reusable
+        message.number = number
+
+    # The reader
+
+    async def _read(self) -> None:
+        reason = "the worker closed the connection without a farewell"
+        try:
+            while isinstance(batch := await self._stream.read(), protocol.ResponseBatch):
+                self._heard = True
+                for frame in batch.frames:
+                    self._receive(frame)
+                if batch.last:
+                    reason = "the worker has stopped"
+                    self._leave()
+        except grpc.aio.AioRpcError as exc:
+            reason = exc.details() or exc.code().name
+        except UnexpectedResponse as exc:
+            reason = str(exc)
+        except asyncio.CancelledError:
+            if self._reader.cancelling():
+                raise
+            reason = "the call was cancelled by gRPC"
+        await self._lose(reason)
+
+    def _receive(self, frame: protocol.Response) -> None:
+        kind = frame.WhichOneof("kind")
+        call = self._calls.get(frame.call)
+        if call is None:
+            return
+        if kind == "chunk":
+            self._assemblies.add(frame.call, frame.chunk)
+            return
+        if kind is None:
+            raise UnexpectedResponse(f"a frame of call {frame.call} is of no kind known here")
+        body = getattr(frame, kind)
+        if kind in ("result", "item", "exception"):
+            body = self._assemblies.take(frame.call, body)
+        elif kind == "nack":
+            body = body.reason
+        if kind in TERMINAL:
+            self._remove(frame.call)
+        call.feed(kind, body)
+
+    async def _lose(self, reason: str) -> None:
+        expected = self._leaving and not self._calls
+        self._leave()
+        self._timer.cancel()
+        sent = [call for call in self._calls.values() if call.stage is not Stage.QUEUED]
+        for call in [call for call in self._calls.values() if call.stage is Stage.QUEUED]:
+            self._remove(call.number)
+            call.fail(TransientRpcError(grpc.StatusCode.UNAVAILABLE, reason))
+        if not expected and self._on_lost is not None:
+            self._on_lost()
+        if sent and self._ascertain is not None:
+            reason = await self._ascertain() or reason
+        for call in sent:
+            self._remove(call.number)
+            call.fail(WorkerLost(self.metadata, reason))
+        self._stream.cancel()
+
+    def _beat(self) -> None:
+        if self._heard:
+            if self.busy:
+                logger.info("%r: the routine loop runs again", self)
+            self.busy = self._asked = False
+        elif not self._asked:
+            self._asked = True
+            self._put(Outgoing(0, "heartbeat"))
+        elif not self.busy:
+            self.busy = True
+            logger.warning("%r: the routine loop is blocked", self)
+        self._heard = False
+        self._timer = self._loop.call_later(HEARTBEAT, self._beat)
+
+    # The end
+
+    def _leave(self) -> None:
+        self._accepting = False
+        self._leaving = True
+        self._writable.set()
+        self._grant()
+
+    async def close(self, *, timeout: float | None = 0) -> None:
+        """Leave when running calls have ended, at most `timeout` seconds later (None: any time).
+
+        Streams that wait for their consumer are closed at once.
+        """
+        self._accepting = False
+        self._grant()
+        try:
+            for call in [call for call in self._calls.values() if call.suspended]:
+                self.send(call, "close")
+                call.error = RuntimeError(f"{call.tag} was open when its pool was left")
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+            self._leave()
+            async with asyncio.timeout(FAREWELL):
+                await asyncio.wait([self._reader])
+        except TimeoutError:
+            logger.debug("%r is cut off", self)
+        finally:
+            await self._cut()
+
+    async def _cut(self) -> None:
+        self._leave()
+        self._timer.cancel()
+        self._stream.cancel()
+        self._reader.cancel()
+        self._writer.cancel()
+        for call in list(self._calls.values()):
+            self._remove(call.number)
+            call.fail(WorkerLost(self.metadata, "its session was closed"))
+        await asyncio.wait([self._reader, self._writer])
