@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
-FLOORS := cloudpickle==3.0.0 grpcio==1.80.0 protobuf==6.31.1 tblib==3.0.0
+FLOORS := cloudpickle==3.0.0 grpcio==1.80.0 protobuf==6.31.1
 # Newer generators write code that protobuf 6 refuses to load.
 GENERATOR := grpcio-tools==1.80.1
 # The mapped path gives the descriptor a name that no other package's wire.proto has.

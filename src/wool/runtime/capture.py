@@ -51,14 +51,12 @@ def undecorated(thing: Any) -> Any:
     return getattr(thing, ROUTINE, thing)
 
 
-def routine_of(thing: object) -> FunctionType | None:
-    """The undecorated function if `thing` is a routine's wrapper itself.
+def routine_of(function: FunctionType) -> FunctionType | None:
+    """The undecorated function if this is a routine's wrapper itself.
 
     Other decorators above that copy its attributes; their `__wrapped__` gives them away.
     """
-    if type(thing) is not FunctionType:
-        return None
-    attributes = thing.__dict__
+    attributes = function.__dict__
     routine: FunctionType | None = attributes.get(ROUTINE)
     return routine if attributes.get("__wrapped__", routine) is routine else None
 
@@ -244,7 +242,9 @@ def _content(cell: Any) -> object:
 def _is_constant(value: Any) -> bool:
     if type(value) in {tuple, frozenset}:
         return all(map(_is_constant, value))
-    return type(value) in _ATOMS or type(value) is CodeType or value is _MISSING
+    return (
+        type(value) in _ATOMS or type(value) is CodeType or value is _MISSING or value is NoneType
+    )
 
 
 @lru_cache(maxsize=1024)

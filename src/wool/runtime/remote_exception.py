@@ -111,31 +111,34 @@ def degrade(exc: BaseException, survives: Callable[[object], bool]) -> Reduction
         return _text(repr, value)[:_REPR_LIMIT]
 
     cls = next(base for base in type(exc).__mro__ if _can_be_made(base) and survives(base))
-    fields = {name: portable(name, value) for name, value in _fields(exc).items() if name != "args"}
     attributes = {name: portable(name, value) for name, value in vars(exc).items()}
+    fields = _fields(exc)
+    args = () if isinstance(exc, BaseExceptionGroup) else fields["args"]
+    fields = {name: portable(name, value) for name, value in fields.items() if name != "args"}
     if cls is type(exc):
-        fields["args"] = tuple(portable(f"argument {n}", v) for n, v in enumerate(exc.args))
+        fields["args"] = tuple(portable(f"argument {n}", v) for n, v in enumerate(args))
     else:
-        name = f"{type(exc).__module__}.{type(exc).__qualname__}"
         fields["args"] = (describe(exc),)
+        name = f"{type(exc).__module__}.{type(exc).__qualname__}"
         trace = "".join(traceback.format_exception(exc))
         notes.append(f"{name} could not be pickled and arrived as {cls.__qualname__}:\n{trace}")
-    said = getattr(exc, "__notes__", None)
-    attributes["__notes__"] = [*(said if isinstance(said, list) and survives(said) else ()), *notes]
+    said = attributes.pop("__notes__", None)
+    attributes["__notes__"] = [*(said if isinstance(said, list) else ()), *notes]
     return _reduction(cls, exc, fields, attributes, _links(exc))
 
 
 def _reduction(
     cls: type,
     exc: BaseException,
-    fields: dict[str, object],
+    fields: dict[str, Any],
     attributes: dict[str, object],
     links: _Links,
 ) -> Reduction:
     make: tuple[object, ...] = (cls,)
     if isinstance(exc, BaseExceptionGroup):
-        make = cls, exc.message, exc.exceptions
-        fields.pop("args", None)
+        del fields["args"]
+        message = exc.message if cls is type(exc) else f"{type(exc).__qualname__}: {exc.message}"
+        make = cls, message, exc.exceptions
     return _blank, make, (fields, attributes, links), None, None, _fill
 
 
@@ -205,13 +208,13 @@ def _has_own_protocol(cls: type) -> bool:
 
 def _descriptors(cls: type) -> Iterator[tuple[str, _Descriptor]]:
     """What classes in C and `__slots__` keep outside of `__dict__`; the nearest base's last."""
-    for base in reversed(cls.__mro__):
+    for base in cls.__mro__[-2::-1]:
         for name, found in vars(base).items():
             if isinstance(found, _Descriptor) and not (name in _OWN or found in _NOT_FIELDS):
                 yield name, found
 
 
-def _fields(exc: BaseException) -> dict[str, object]:
+def _fields(exc: BaseException) -> dict[str, Any]:
     """None is left out: it is what a blank one has, and differs from it once set."""
     fields = {}
     for name, descriptor in _descriptors(type(exc)):

@@ -52,6 +52,8 @@ class Payload(NamedTuple):
     @property
     def size(self) -> int:
         """In bytes."""
+        if not self.buffers:
+            return len(self.data)
         return len(self.data) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
 
 
@@ -63,7 +65,7 @@ class Dump(NamedTuple):
 
 
 def dumps(value: object) -> Payload:
-    """Pickle a value. The buffers are views of its own memory, not copies."""
+    """Pickle a value as it is now: buffers that can be written to are copied."""
     if _is_plain(value):
         return Payload(pickle.dumps(value, _PROTOCOL))
     return _dump(value)
@@ -81,6 +83,11 @@ def loads(payload: Payload) -> Any:
     return pickle.loads(data, buffers=writable)
 
 
+def to_bytes(value: object) -> bytes:
+    """Pickle a value with its buffers in the pickle, to be loaded by `pickle.loads`."""
+    return bytes(_dump(value, in_band=True).data)
+
+
 def dump_callable(function: FunctionType) -> Dump:
     """Pickle the undecorated function of a routine: its name if importable by it, else its value.
 
@@ -92,7 +99,7 @@ def dump_callable(function: FunctionType) -> Dump:
     if known is not None and known[0].holds():
         return known[1]
     capture = Capture.of(function)
-    data = _BY_VALUE + bytes(_dump(function, in_band=True).data)
+    data = _BY_VALUE + to_bytes(function)
     if capture is None:
         return Dump(data, False)
     dump = Dump(data, capture.reusable)
@@ -237,10 +244,11 @@ def _is_plain(value: object) -> bool:
 def _dump(
     value: object, *, in_band: bool = False, replaced: Mapping[int, Reduction] | None = None
 ) -> Payload:
-    buffers: list[memoryview] = []
+    buffers: list[Buffer] = []
 
     def keep(buffer: PickleBuffer) -> None:
-        buffers.append(buffer.raw())
+        view = buffer.raw()
+        buffers.append(view if view.readonly else bytearray(view))
 
     with io.BytesIO() as file:
         pickler = _Pickler(file, _PROTOCOL, None if in_band else keep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import traceback
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -18,13 +19,11 @@ from typing import (
 )
 from uuid import UUID, uuid4
 
-import cloudpickle
-
 import wool
 from wool import protocol
 from wool.runtime import context, serializer
 from wool.runtime.context import RuntimeContext
-from wool.runtime.serializer import Payload, Serializer
+from wool.runtime.serializer import Payload, Serializer, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Hashable, Iterator
@@ -190,8 +189,8 @@ class Task:
     def _dump_proxy(self, header: protocol.Task) -> bytes:
         try:
             dump: Callable[[], bytes] | None = getattr(self.proxy, "dump", None)
-            return dump() if dump else bytes(cloudpickle.dumps(self.proxy, protocol=5))
-        except TypeError as exc:
+            return dump() if dump else to_bytes(self.proxy)
+        except (AttributeError, TypeError, pickle.PicklingError) as exc:
             header.proxy_error = str(exc)
             return b""
 
@@ -218,7 +217,7 @@ class Task:
         if encoded.proxy:
             message.proxy.content = encoded.proxy
         if serializer is not None:
-            message.serializer = cloudpickle.dumps(serializer, protocol=5)
+            message.serializer = to_bytes(serializer)
             message.arguments.data = serializer.dumps((self.args, self.kwargs))
         else:
             message.arguments.data = bytes(encoded.arguments.data)
@@ -245,7 +244,7 @@ class Task:
     ) -> Task:
         """From a header and what came with it. Raises whatever unpickling the arguments raises."""
         if header.serializer:
-            loaded = cloudpickle.loads(header.serializer).loads(arguments.data)
+            loaded = pickle.loads(header.serializer).loads(arguments.data)
         else:
             loaded = serializer.loads(arguments)
         args, kwargs = loaded
@@ -278,7 +277,7 @@ def load_proxy(content: bytes, error: str = "") -> WorkerProxyLike:
     """A task's proxy, from its pickle."""
     if not content:
         return AbsentProxy(error or "the task came without a proxy")
-    proxy: WorkerProxyLike = cloudpickle.loads(content)
+    proxy: WorkerProxyLike = pickle.loads(content)
     return proxy
 
 

@@ -10,10 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID, uuid4
 
-import cloudpickle
-
 import wool
 from wool import protocol
+from wool.runtime import serializer
 from wool.runtime.discovery.base import DiscoveryEvent, DiscoverySubscriberLike
 from wool.runtime.factory import is_pre_entered, resolve
 from wool.runtime.loadbalancer.base import LoadBalancerContext, LoadBalancerLike
@@ -189,7 +188,7 @@ class WorkerProxy:
     def dump(self) -> bytes:
         """Its pickle."""
         if self._dump is None:
-            self._dump = cloudpickle.dumps(self, protocol=5)
+            self._dump = serializer.to_bytes(self)
         return self._dump
 
     def reserve(self, uids: Iterable[UUID]) -> None:
