@@ -26,6 +26,7 @@ LAYERS = [
     ("wool.runtime.discovery.*",),
     ("wool.runtime.worker.auth", "wool.runtime.worker.membership"),
     ("wool.runtime.worker.framing", "wool.runtime.worker.transport"),
+    ("wool.runtime.worker.call",),
     ("wool.runtime.worker.session",),
     ("wool.runtime.worker.connection",),
     ("wool.runtime.loadbalancer.base",),

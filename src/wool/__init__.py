@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from wool.runtime.routine.task import WorkerProxyLike
     from wool.runtime.worker.metadata import WorkerMetadata
     from wool.runtime.worker.service import WorkerService
+
+logging.getLogger("wool").addHandler(logging.NullHandler())
 
 __proxy__: ContextVar[WorkerProxyLike | None] = ContextVar("__proxy__", default=None)
 """The proxy that dispatches the routines called here."""

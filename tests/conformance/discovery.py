@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -117,7 +117,7 @@ class DiscoverySuite:
     async def publisher(self, discovery: DiscoveryLike) -> AsyncIterator[DiscoveryPublisherLike]:
         async with AsyncExitStack() as stack:
             publisher = discovery.publisher
-            if hasattr(publisher, "__aenter__"):
+            if isinstance(publisher, AbstractAsyncContextManager):
                 await stack.enter_async_context(publisher)
             yield publisher
 

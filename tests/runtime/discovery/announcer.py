@@ -57,11 +57,15 @@ class Announcer:
 
     def ask(self, *request: Any) -> str:
         self.start(*request)
+        return self.wait()
+
+    def wait(self) -> str:
         return self._stdout.readline().strip()
 
     def start(self, *request: Any) -> None:
         """Ask without waiting for the answer."""
-        print(pickle.dumps(request).hex(), file=self._stdin, flush=True)
+        self._stdin.write(f"{pickle.dumps(request).hex()}\n")
+        self._stdin.flush()
 
     def end(self) -> str:
         """End it the regular way; what it wrote to standard error."""
@@ -74,15 +78,20 @@ class Announcer:
 
 async def main(namespace: str) -> None:
     async with LocalDiscovery.Publisher(namespace) as publisher:
-        print("ready", flush=True)
+        answer("ready")
         while line := await asyncio.to_thread(sys.stdin.readline):
             match pickle.loads(bytes.fromhex(line)):
                 case "publish", type, workers:
                     for worker in workers:
                         await publisher.publish(type, worker)
-                    print("done", flush=True)
+                    answer("done")
                 case ("fork",):
-                    print(fork(), flush=True)
+                    answer(fork())
+
+
+def answer(text: object) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def fork() -> int:

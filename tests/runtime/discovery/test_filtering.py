@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,9 @@ from tests.conformance.discovery import gpu, make_worker
 from wool.runtime.discovery.base import DiscoveryEvent
 from wool.runtime.discovery.filtering import EventFilter, dump_filter, load_filter
 
+if TYPE_CHECKING:
+    from wool.runtime.worker.metadata import WorkerMetadata
+
 WORKERS = [make_worker() for _ in range(3)]
 
 
@@ -16,16 +20,19 @@ WORKERS = [make_worker() for _ in range(3)]
 def test_filter_shows_exactly_those_who_pass(steps: list[tuple[int, str | None]]) -> None:
     """Any history of workers that come with a tag, change it, and go (None)."""
     filter = EventFilter(gpu)
-    there, shown = {}, {}
+    there: dict[int, WorkerMetadata] = {}
+    shown: dict[int, WorkerMetadata] = {}
     for number, tag in steps:
-        worker = replace(WORKERS[number], tags=frozenset(filter_tags(tag)))
+        worker = replace(WORKERS[number], tags=frozenset({tag} if tag else ()))
         if tag is None and number not in there:
             continue
         if tag is None:
             event = filter.apply(DiscoveryEvent("worker-dropped", there.pop(number)))
         else:
-            type = "worker-updated" if number in there else "worker-added"
-            event = filter.apply(DiscoveryEvent(type, worker))
+            known = number in there
+            event = filter.apply(
+                DiscoveryEvent("worker-updated" if known else "worker-added", worker)
+            )
             there[number] = worker
         match event:
             case DiscoveryEvent("worker-added", metadata):
@@ -37,10 +44,6 @@ def test_filter_shows_exactly_those_who_pass(steps: list[tuple[int, str | None]]
             case DiscoveryEvent("worker-dropped", metadata):
                 assert shown.pop(number) == metadata
         assert shown == {number: worker for number, worker in there.items() if gpu(worker)}
-
-
-def filter_tags(tag: str | None) -> set[str]:
-    return {tag} if tag else set()
 
 
 def test_filter_without_predicate_changes_nothing() -> None:

@@ -328,11 +328,44 @@ def test_sweep_removes_dead_drafts(directory: Directory) -> None:
     with open(dead, "w"), open(alive, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         directory.sweep()
-
-        assert os.listdir(root).count(".alive") == 1
-        assert not os.path.exists(dead)
+        assert drafts(directory) == [".alive"]
     directory.sweep()
+
     assert drafts(directory) == []
+
+
+def test_sweep_removes_namespaces_of_the_dead(directory: Directory) -> None:
+    mixed, dead, used, foreign = (Directory(name) for name in ("mixed", "dead", "used", "foreign"))
+    put(foreign, "README", b"")
+    for one in (mixed, dead):
+        one.write(make_worker()).close()
+    with closing(mixed.write(make_worker())), closing(used.write(make_worker())):
+        directory.sweep()
+
+        assert not os.path.exists(dead.path)
+        assert os.path.exists(mixed.path)
+        assert len(used.names() or ()) == 1
+        assert foreign.names() == {"README"}
+
+
+def test_sweep_keeps_empty_namespace_for_a_while(directory: Directory) -> None:
+    directory.make()
+    directory.sweep()
+    assert os.path.exists(directory.path)
+    os.utime(directory.path, (0, 0))
+    directory.sweep()
+    assert not os.path.exists(directory.path)
+
+
+def test_sweep_keeps_what_cannot_be_opened(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker()
+    directory.write(worker).close()
+    monkeypatch.setattr(os, "open", exhausted)
+    directory.sweep()
+
+    assert directory.names() == {worker.uid.hex}
 
 
 def test_remove_is_idempotent(directory: Directory, worker_name: str) -> None:

@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import uuid4
 
 from wool.runtime.discovery.base import Discovery, DiscoveryEvent
@@ -272,8 +272,8 @@ class LocalDiscovery(Discovery):
     time. It can be pickled, and equals any other of its namespace.
     """
 
-    Publisher = LocalPublisher
-    Subscriber = LocalSubscriber
+    Publisher: TypeAlias = LocalPublisher
+    Subscriber: TypeAlias = LocalSubscriber
 
     def __init__(
         self, namespace: str | None = None, *, filter: PredicateFunction | None = None

@@ -44,6 +44,8 @@ logger = logging.getLogger("wool.discovery.local")
 READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 NAME: Final = re.compile("[0-9a-f]{32}")
 ATTEMPTS: Final = 100
+DESERTED: Final = 3600.0
+"""Seconds after which a namespace that stayed empty is taken for one that nobody waits in."""
 
 
 class Signature(NamedTuple):
@@ -124,14 +126,14 @@ class Directory:
                 os.rmdir(path)
 
     def sweep(self) -> None:
-        """Remove the drafts that dead processes left behind."""
-        with suppress(FileNotFoundError):
-            for name in os.listdir(self._root):
-                if name.startswith("."):
-                    path = os.path.join(self._root, name)
-                    with closing(Descriptor(path, READ)) as draft:
-                        if draft.lock():
-                            os.unlink(path)
+        """Remove what dead processes left: drafts, and namespaces that nobody uses any more."""
+        with suppress(OSError), os.scandir(self._root) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    _remove_if_dead(entry.path)
+                else:
+                    _remove_if_deserted(entry)
+            os.rmdir(self._root)
 
     def names(self) -> set[str] | None:
         """What is in it, or None if there is no telling at the moment."""
@@ -257,6 +259,28 @@ def _bury(path: str, file: Descriptor) -> bool:
     except OSError as exc:
         _warn_once(path, str(exc))
     return True
+
+
+def _remove_if_dead(path: str) -> bool:
+    """Remove a file whose lock can be taken; whether it is gone."""
+    try:
+        file = Descriptor(path, READ)
+    except OSError:
+        return not os.path.lexists(path)
+    with closing(file):
+        return file.lock() and _bury(path, file)
+
+
+def _remove_if_deserted(namespace: os.DirEntry[str]) -> None:
+    """Remove a namespace that has only dead records, or has had none for long."""
+    with suppress(OSError):
+        records = os.listdir(namespace.path)
+        deserted = bool(records) or time.time() - namespace.stat().st_mtime > DESERTED
+        if deserted and all(
+            NAME.fullmatch(name) and _remove_if_dead(os.path.join(namespace.path, name))
+            for name in records
+        ):
+            os.rmdir(namespace.path)
 
 
 @lru_cache(maxsize=1024)

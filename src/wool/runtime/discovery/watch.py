@@ -82,16 +82,13 @@ class _Watch:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.inode = os.stat(path).st_ino
+        self._inode = os.stat(path).st_ino
         self._lost = False
 
     @property
     def is_good(self) -> bool:
         """Whether what is watched is still what is there."""
-        try:
-            return not self._lost and os.stat(self.path).st_ino == self.inode
-        except FileNotFoundError:
-            return False
+        return not self._lost and os.stat(self.path).st_ino == self._inode
 
     def dispatch(self, event: FileSystemEvent) -> None:
         for path in filter(None, (os.fsdecode(event.src_path), os.fsdecode(event.dest_path))):

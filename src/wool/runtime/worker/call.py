@@ -190,6 +190,8 @@ class Call:
         return await self._step("send", serializer.dumps(value))
 
     async def athrow(self, error: BaseException) -> Any:
+        if self.stage is Stage.ENDED and not self._events:
+            raise error
         return await self._step("throw", serializer.dump_exception(error))
 
     async def _step(self, kind: str, payload: Payload | None = None) -> Any:

@@ -9,7 +9,7 @@ Frames of one call keep their order because a call has one payload under way at 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wool.runtime.errors import UnexpectedResponse
@@ -58,10 +58,10 @@ class Outgoing:
     body: Any = True
     over: bool = False
     """Whether it has left, or is to be left out."""
+    size: int = field(init=False)
 
-    @property
-    def size(self) -> int:
-        return OVERHEAD + (self.payload.size if self.payload else 0)
+    def __post_init__(self) -> None:
+        self.size = OVERHEAD + (self.payload.size if self.payload is not None else 0)
 
 
 class Outbox:
@@ -78,7 +78,7 @@ class Outbox:
 
     def put(self, item: Outgoing) -> None:
         self.size += item.size
-        if item.payload is not None and item.payload.size > CHUNK:
+        if item.payload is not None and item.size > OVERHEAD + CHUNK:
             self._large.append((item, _pieces(item.payload)))
         else:
             self._small.append(item)
