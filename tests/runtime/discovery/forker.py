@@ -17,15 +17,27 @@ from wool.runtime.discovery.local import LocalDiscovery
 
 if TYPE_CHECKING:
     from wool.runtime.discovery.local import LocalIteration, LocalSubscriber
+    from wool.runtime.worker.metadata import WorkerMetadata
 
 
 async def hear(iterator: LocalIteration, announcer: Announcer) -> None:
-    """The first event that is there, and one that comes when we are waiting."""
-    waiting = asyncio.ensure_future(anext(iterator))
-    while not waiting.done():
-        announcer.publish("worker-added", make_worker())
-        await asyncio.wait([waiting], timeout=0.1)
-    answer(waiting.result().type)
+    """Of a worker that is announced when all that were there are known."""
+    fresh: set[WorkerMetadata] = set()
+    hearing = asyncio.ensure_future(find(iterator, fresh))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        while not hearing.done():
+            fresh.add(worker := make_worker())
+            announcer.publish("worker-added", worker)
+            await asyncio.wait([hearing], timeout=0.1)
+    answer(await hearing)
+
+
+async def find(iterator: LocalIteration, workers: set[WorkerMetadata]) -> str:
+    async for event in iterator:
+        if event.metadata in workers:
+            return event.type
+    raise AssertionError("the iteration has ended")
 
 
 async def begin(iterator: LocalIteration, announcer: Announcer) -> None:

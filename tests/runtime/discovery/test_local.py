@@ -26,7 +26,7 @@ from tests.support import eventually
 from wool.runtime.discovery import local, records
 from wool.runtime.discovery.base import Discovery, DiscoveryLike
 from wool.runtime.discovery.local import LocalDiscovery, LocalIteration
-from wool.runtime.discovery.records import Directory
+from wool.runtime.discovery.records import Descriptor, Directory
 from wool.runtime.discovery.watch import Hub, Listener, hub
 
 if TYPE_CHECKING:
@@ -387,6 +387,42 @@ class TestSubscriber:
             await anext(iterator)
             assert watches == []
 
+    async def test_nothing_is_missed_before_the_watch_is_on(
+        self, discovery: LocalDiscovery, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        renew = Hub._renew
+        records: list[Descriptor] = []
+
+        def announce_then_renew(self: Hub, directory: Directory) -> bool:
+            if not records:
+                records.append(directory.write(make_worker()))
+            return renew(self, directory)
+
+        monkeypatch.setattr(Hub, "_renew", announce_then_renew)
+        async with Consumer(discovery.subscribe(poll_interval=NEVER)) as consumer:
+            await consumer.count(1)
+            records[0].close()
+            await consumer.count(2)
+
+    async def test_this_process_needs_no_watch(
+        self,
+        discovery: LocalDiscovery,
+        publisher: LocalDiscovery.Publisher,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(Hub, "watch", lambda self, directory: None)
+        worker = make_worker()
+        async with Consumer(discovery.subscribe(poll_interval=NEVER)) as consumer:
+            await asyncio.sleep(0)
+            await publisher.publish("worker-added", worker)
+            await consumer.count(1)
+            await publisher.publish("worker-dropped", worker)
+            await consumer.count(2)
+            async with discovery.publisher as other:
+                await other.publish("worker-added", worker)
+                await consumer.count(3)
+            await consumer.count(4)
+
     async def test_those_there_come_in_order(
         self, discovery: LocalDiscovery, publisher: LocalDiscovery.Publisher
     ) -> None:
@@ -733,7 +769,7 @@ class TestElsewhere:
     async def test_iterated_in_a_forked_child(self, namespace: str) -> None:
         """It has none of its parent's threads, and starts its own.
 
-        Each process hears of a worker who is there and of one who comes, and the parent goes on.
+        Each hears twice of a worker of another process, and the parent once more afterwards.
         """
         process = await asyncio.create_subprocess_exec(
             sys.executable,

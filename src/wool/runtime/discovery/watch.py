@@ -130,10 +130,11 @@ class Hub:
         """Remove a listener, if it is there, and with the last of a directory its watch."""
         path = listener.directory.path
         with self._lock:
-            rest = tuple(one for one in self._listeners.pop(path, ()) if one is not listener)
+            rest = tuple(one for one in self._listeners.get(path, ()) if one is not listener)
             if rest:
                 self._listeners[path] = rest
             else:
+                self._listeners.pop(path, None)
                 self._unwatch(path)
                 self._stop_if_idle()
         self.tidy(listener.directory)

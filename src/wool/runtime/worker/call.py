@@ -150,6 +150,8 @@ class Call:
         try:
             return await self._event()
         except asyncio.CancelledError as cancelled:
+            if self.error is not None:
+                raise
             return await self._unwind(cancelled)
 
     async def _unwind(self, cancelled: asyncio.CancelledError) -> Event:
@@ -161,6 +163,8 @@ class Call:
                 async with asyncio.timeout_at(deadline):
                     event = await self._event()
             except asyncio.CancelledError:
+                if self.error is not None:
+                    raise
                 continue
             except WoolError as lost:
                 raise cancelled from lost

@@ -175,12 +175,12 @@ class Runner:
         self._running.pop(call, None)
 
     async def close(self) -> None:
-        """Cancel what runs and wait for its end."""
-        self._exchange.pending.clear()
+        """Cancel what runs, unless it was cancelled already, and wait for its end."""
         while self._running:
             executions = list(self._running.values())
             for execution in executions:
-                execution.cancel()
+                if not execution.cancelled:
+                    execution.cancel()
             await asyncio.wait([execution.task for execution in executions])
 
 
@@ -194,7 +194,7 @@ class _Execution:
         self._call = call
         self._arrival = arrival
         self._entered = False
-        self._cancelled = False
+        self.cancelled = False
         self._requests: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self.task = asyncio.get_running_loop().create_task(self._run(), context=context)
 
@@ -206,14 +206,14 @@ class _Execution:
             self._requests.put_nowait((kind, body))
 
     def cancel(self) -> None:
-        self._cancelled = True
+        self.cancelled = True
         if self._entered:
             self.task.cancel()
 
     async def _run(self) -> None:
         self._entered = True
         try:
-            if self._cancelled:
+            if self.cancelled:
                 raise asyncio.CancelledError
             await self._execute()
         except GeneratorExit:

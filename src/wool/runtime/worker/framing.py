@@ -126,6 +126,7 @@ class Outbox:
         frame = batch.frames.add()
         frame.call = item.call
         self._build(frame, item)
+        item.payload = item.body = None  # A call may last; what it was sent need not.
 
 
 def _pieces(payload: Payload) -> Iterator[tuple[int, int, memoryview]]:

@@ -85,11 +85,13 @@ class LocalWorker(Worker):
         self._metadata = self._process.metadata
 
     async def _stop(self, timeout: float | None) -> None:
+        patience = 0.0
         try:
             if self._process.alive:
                 await self._ask_to_stop(timeout or 0)
+            patience = EXIT_TIMEOUT
         finally:
-            await self._process.reap(EXIT_TIMEOUT)
+            await self._process.reap(patience)
 
     async def _ask_to_stop(self, timeout: float) -> None:
         assert self.metadata is not None

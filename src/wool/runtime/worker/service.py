@@ -216,7 +216,9 @@ class _Session:
         self._readable.set()
 
     async def cancel(self) -> None:
-        """Cancel what runs for it, and return when that has ended."""
+        """Give back what has not been taken, cancel the rest, and return when that has ended."""
+        for call in list(self._exchange.pending):
+            self._give_back(call, "withdraw")
         await self._service.routines.run(self._runner.close())
         self._collect()
 

@@ -366,5 +366,5 @@ class Session:
         self._writer.cancel()
         for call in list(self._calls.values()):
             self._remove(call.number)
-            call.fail(WorkerLost(self.metadata, "its session was closed"))
+            call.fail(asyncio.CancelledError(f"{call.tag} was running when its pool was left"))
         await asyncio.wait([self._reader, self._writer])
