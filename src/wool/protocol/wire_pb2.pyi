@@ -47,7 +47,7 @@ class ResponseBatch(_message.Message):
     def __init__(self, frames: _Optional[_Iterable[_Union[Response, _Mapping]]] = ..., last: bool = ...) -> None: ...
 
 class Response(_message.Message):
-    __slots__ = ("call", "ack", "nack", "result", "item", "done", "exception", "chunk", "heartbeat")
+    __slots__ = ("call", "ack", "nack", "result", "item", "done", "exception", "chunk", "heartbeat", "cancelling")
     CALL_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     NACK_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class Response(_message.Message):
     EXCEPTION_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    CANCELLING_FIELD_NUMBER: _ClassVar[int]
     call: int
     ack: bool
     nack: Nack
@@ -66,7 +67,8 @@ class Response(_message.Message):
     exception: Payload
     chunk: Chunk
     heartbeat: bool
-    def __init__(self, call: _Optional[int] = ..., ack: bool = ..., nack: _Optional[_Union[Nack, _Mapping]] = ..., result: _Optional[_Union[Payload, _Mapping]] = ..., item: _Optional[_Union[Payload, _Mapping]] = ..., done: bool = ..., exception: _Optional[_Union[Payload, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: bool = ...) -> None: ...
+    cancelling: bool
+    def __init__(self, call: _Optional[int] = ..., ack: bool = ..., nack: _Optional[_Union[Nack, _Mapping]] = ..., result: _Optional[_Union[Payload, _Mapping]] = ..., item: _Optional[_Union[Payload, _Mapping]] = ..., done: bool = ..., exception: _Optional[_Union[Payload, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: bool = ..., cancelling: bool = ...) -> None: ...
 
 class Payload(_message.Message):
     __slots__ = ("data", "buffers", "chunked")

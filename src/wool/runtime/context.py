@@ -30,6 +30,8 @@ class RuntimeContext:
     take, never how long it runs. None lifts a bound set outside; left out, it stays as it is.
     """
 
+    __slots__ = ("__weakref__", "_entered", "_token", "dispatch_timeout")
+
     def __init__(self, *, dispatch_timeout: float | UndefinedType | None = Undefined) -> None:
         self.dispatch_timeout = dispatch_timeout
         self._token: Token[float | None] | None = None

@@ -59,7 +59,7 @@ class Encoded(NamedTuple):
     arguments: Payload
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Task:
     """One call of a routine.
 
@@ -159,6 +159,8 @@ class Task:
         if pool is None:
             raise RuntimeError("No proxy pool available for task execution")
         async with pool.get(cast("Hashable", self.proxy)) as proxy:
+            if proxy is not self.proxy and (adopt := getattr(proxy, "adopt", None)) is not None:
+                adopt(self.proxy)
             token = wool.__proxy__.set(proxy)
             try:
                 with self as call:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from wool.runtime.errors import (
     DispatchTimeout,
     TransientRpcError,
     UnexpectedResponse,
-    WoolError,
     WorkerUnresponsive,
 )
 from wool.runtime.worker.framing import TERMINAL
@@ -45,23 +43,46 @@ class Stage(Enum):
     ENDED = auto()
 
 
+UNTAKEN = (Stage.QUEUED, Stage.SENT)
+
+FAILURE = "failure"
+"""The kind of the event that is an exception raised here, not by the routine."""
+
+
 class Call:
     """One task on a session: an async generator, in effect, of what it returns or yields.
 
     The first step is part of the task itself: a worker runs a coroutine to its end, and an async
-    generator to its first value, without being asked.
+    generator to its first value, without being asked. `abandoned`, if set, is for whoever takes
+    the next step.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_events",
+        "_session",
+        "_stepped",
+        "_stepping",
+        "_unheeded",
+        "_waiter",
+        "abandoned",
+        "item",
+        "number",
+        "stage",
+        "tag",
+    )
 
     def __init__(self, session: Session, number: int, tag: str, item: Outgoing) -> None:
         self.number = number
         self.tag = tag
         self.item = item
         self.stage = Stage.QUEUED
-        self.error: BaseException | None = None
+        self.abandoned: Exception | None = None
         self._session = session
         self._stepped = False
         self._stepping = False
-        self._events: deque[Event] = deque()
+        self._unheeded = 0
+        self._events: list[Event] = []
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -72,33 +93,30 @@ class Call:
     def feed(self, kind: str, payload: Any) -> None:
         """What the worker sent for it."""
         self.stage = Stage.ENDED if kind in TERMINAL else Stage.TAKEN
-        if kind != "ack" and self.error is None:
+        if kind == "cancelling":
+            self._unheeded -= 1
+        elif kind != "ack":
             self._events.append((kind, payload))
         self._wake()
 
     def fail(self, error: BaseException) -> None:
         """End it here, with `error` for whoever awaits it."""
         self.stage = Stage.ENDED
-        self.error = error
+        self._events.append((FAILURE, error))
         self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _change(self) -> None:
+    def _change(self) -> asyncio.Future[None]:
         self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     async def _event(self) -> Event:
         while not self._events:
-            if self.error is not None:
-                raise self.error
             await self._change()
-        return self._events.popleft()
+        return self._events.pop(0)
 
     async def accepted(self, deadline: float | None) -> None:
         """Return when the worker has taken it, or the loop's clock has reached `deadline`.
@@ -108,30 +126,34 @@ class Call:
         """
         try:
             if deadline is None:
-                await self._taken()
+                while self.stage in UNTAKEN:
+                    await self._change()
             else:
-                async with asyncio.timeout_at(deadline):
-                    await self._taken()
+                await self._taken_by(deadline)
+        except asyncio.CancelledError as cancelled:
+            self._events.insert(0, await self._unwind(cancelled))
+        if self._events:
+            kind, body = self._events[0]
+            if kind == "nack":
+                raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, body)
+            if kind == FAILURE:
+                raise body
+
+    async def _taken_by(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._taken()
         except TimeoutError:
             await self._withdraw()
-        except asyncio.CancelledError as cancelled:
-            self._events.appendleft(await self._unwind(cancelled))
-        if self._events and self._events[0][0] == "nack":
-            raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, self._events[0][1])
-        if self.error is not None:
-            raise self.error
 
     async def _taken(self) -> None:
-        while self.stage in (Stage.QUEUED, Stage.SENT):
+        while self.stage in UNTAKEN:
             await self._change()
 
     async def _withdraw(self) -> None:
-        expired = DispatchTimeout(
-            grpc.StatusCode.DEADLINE_EXCEEDED, f"{self._session!r} did not take {self.tag} in time"
-        )
         if self.stage is Stage.QUEUED:
             self._session.drop(self)
-            raise expired
+            raise self._expired()
         self._session.send(self, "withdraw")
         try:
             async with asyncio.timeout(WITHDRAW_GRACE):
@@ -143,44 +165,64 @@ class Call:
                 self._session.metadata, f"it did not acknowledge {self.tag} in time"
             ) from None
         if self._events and self._events[0][0] == "nack":
-            raise expired
+            raise self._expired()
+
+    def _expired(self) -> DispatchTimeout:
+        return DispatchTimeout(
+            grpc.StatusCode.DEADLINE_EXCEEDED, f"{self._session!r} did not take {self.tag} in time"
+        )
 
     async def _reply(self) -> Event:
         """The next event; a cancellation meanwhile goes to the worker first."""
         try:
             return await self._event()
         except asyncio.CancelledError as cancelled:
-            if self.error is not None:
-                raise
             return await self._unwind(cancelled)
 
     async def _unwind(self, cancelled: asyncio.CancelledError) -> Event:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + CANCEL_GRACE
-        while self.stage is not Stage.QUEUED:
-            self._session.send(self, "cancel")
-            try:
-                async with asyncio.timeout_at(deadline):
-                    event = await self._event()
-            except asyncio.CancelledError:
-                if self.error is not None:
-                    raise
-                continue
-            except WoolError as lost:
-                raise cancelled from lost
-            except TimeoutError:
-                logger.warning(
-                    "%s still runs on %s, %s s after it was cancelled; it is left behind",
-                    self.tag,
-                    self._session,
-                    CANCEL_GRACE,
-                )
-                break
-            if event[0] == "nack":
+        """Have the routine cancelled. Returns what it does after all, if it does not give in."""
+        deadline = asyncio.get_running_loop().time() + CANCEL_GRACE
+        try:
+            while self.stage is not Stage.QUEUED:
+                self._session.send(self, "cancel")
+                self._unheeded += 1
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        event = await self._event()
+                except asyncio.CancelledError:
+                    continue
+                except TimeoutError:
+                    self._log_left_behind()
+                    break
+                return self._outcome(event, cancelled)
+            self._session.drop(self)
+            raise cancelled
+        finally:
+            del cancelled  # Its traceback refers to this frame.
+
+    def _outcome(self, event: Event, cancelled: asyncio.CancelledError) -> Event:
+        kind, body = event
+        try:
+            if kind == FAILURE:
+                raise cancelled from body
+            if kind == "nack" or self._unheeded:
                 raise cancelled
+            if kind == "exception":
+                error = serializer.load_exception(body)
+                if isinstance(error, asyncio.CancelledError):
+                    raise cancelled from error
+                return FAILURE, error
             return event
-        self._session.drop(self)
-        raise cancelled
+        finally:
+            del cancelled, body
+
+    def _log_left_behind(self) -> None:
+        logger.warning(
+            "%s still runs on %s, %s s after it was cancelled; it is left behind",
+            self.tag,
+            self._session,
+            CANCEL_GRACE,
+        )
 
     def __aiter__(self) -> Call:
         return self
@@ -199,9 +241,9 @@ class Call:
         return await self._step("throw", serializer.dump_exception(error))
 
     async def _step(self, kind: str, payload: Payload | None = None) -> Any:
+        if self.abandoned is not None:
+            raise self.abandoned
         if self.stage is Stage.ENDED and not self._events:
-            if self.error is not None:
-                raise self.error
             raise StopAsyncIteration
         if self._stepped:
             self._session.send(self, kind, payload)
@@ -219,6 +261,11 @@ class Call:
             raise StopAsyncIteration
         if kind == "exception":
             raise serializer.load_exception(payload)
+        if kind == FAILURE:
+            try:
+                raise payload
+            finally:
+                del event, payload
         raise UnexpectedResponse(f"Expected 'result' or 'exception' response, received {kind!r}")
 
     async def aclose(self) -> None:
@@ -235,3 +282,5 @@ class Call:
             kind, payload = await self._reply()
             if kind == "exception":
                 raise serializer.load_exception(payload)
+            if kind == FAILURE:
+                self._value((kind, payload))

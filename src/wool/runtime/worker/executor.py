@@ -195,7 +195,8 @@ class _Execution:
         self._arrival = arrival
         self._entered = False
         self.cancelled = False
-        self._requests: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self._requests: list[tuple[str, Any]] = []
+        self._arrived: asyncio.Future[None] | None = None
         self.task = asyncio.get_running_loop().create_task(self._run(), context=context)
 
     def tell(self, kind: str, body: Any) -> None:
@@ -203,7 +204,9 @@ class _Execution:
         if kind == "cancel":
             self.cancel()
         else:
-            self._requests.put_nowait((kind, body))
+            self._requests.append((kind, body))
+            if self._arrived is not None and not self._arrived.done():
+                self._arrived.set_result(None)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -247,7 +250,7 @@ class _Execution:
         try:
             while True:
                 self._reply("item", await step)
-                kind, body = await self._requests.get()
+                kind, body = await self._request()
                 if kind == "close":
                     break
                 if kind == "send":
@@ -261,6 +264,12 @@ class _Execution:
         finally:
             await generator.aclose()
         self._send("done")
+
+    async def _request(self) -> tuple[str, Any]:
+        while not self._requests:
+            self._arrived = asyncio.get_running_loop().create_future()
+            await self._arrived
+        return self._requests.pop(0)
 
     def _reply(self, kind: str, value: Any) -> None:
         payload = serializer.dumps(value)

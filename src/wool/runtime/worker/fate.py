@@ -12,16 +12,22 @@ if TYPE_CHECKING:
 PATIENCE = 2.0
 """Seconds to wait for the exit status of a worker whose connection has broken."""
 
+REMEMBERED = 100
+"""How many workers that have ended are remembered."""
+
 _children: dict[UUID, asyncio.Future[int]] = {}
 
 
 def register(uid: UUID, exited: asyncio.Future[int]) -> None:
     """Remember a worker of ours; `exited` is to hold its return code."""
     _children[uid] = exited
-
-
-def forget(uid: UUID) -> None:
-    _children.pop(uid, None)
+    ended = [
+        each
+        for each, future in list(_children.items())
+        if future.done() or future.get_loop().is_closed()
+    ]
+    for each in ended[:-REMEMBERED]:
+        _children.pop(each, None)
 
 
 def describe(returncode: int) -> str:

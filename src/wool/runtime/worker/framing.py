@@ -1,8 +1,9 @@
 """What both halves of a session do with frames: queue them, cut large payloads, put them together.
 
-Small frames leave in the order they came. A payload over `CHUNK` bytes leaves in pieces, at most
-one to a batch, large payloads taking turns; its frame follows the last piece. So no message is
-larger than `BATCH` and a piece, and a small frame waits for one message, not for a large payload.
+Small frames leave in the order they came. A payload over `CHUNK` bytes leaves in pieces, about
+`CHUNK` bytes to a batch, large payloads taking turns; its frame follows the last piece. So no
+message is much larger than `BATCH` and `CHUNK`, and a small frame waits for one message, not for a
+large payload.
 Frames of one call keep their order because a call has one payload under way at most.
 """
 
@@ -31,6 +32,9 @@ TERMINAL = frozenset({"nack", "result", "done", "exception"})
 OVERHEAD = 256
 """What a queued frame counts for, in bytes, besides its payload."""
 
+PIECE_OVERHEAD = 16
+"""What a piece of a large payload counts for in a batch, in bytes, besides its data."""
+
 
 class Frame(Protocol):
     """A `Request` or a `Response`."""
@@ -56,12 +60,17 @@ class Outgoing:
     kind: str
     payload: Payload | None = None
     body: Any = True
+    weight: int = 0
+    """Bytes that its frame holds besides a payload."""
     over: bool = False
     """Whether it has left, or is to be left out."""
     size: int = field(init=False)
+    large: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.size = OVERHEAD + (self.payload.size if self.payload is not None else 0)
+        payload = self.payload.size if self.payload is not None else 0
+        self.size = OVERHEAD + self.weight + payload
+        self.large = payload > CHUNK
 
 
 class Outbox:
@@ -78,7 +87,7 @@ class Outbox:
 
     def put(self, item: Outgoing) -> None:
         self.size += item.size
-        if item.payload is not None and item.size > OVERHEAD + CHUNK:
+        if item.payload is not None and item.large:
             self._large.append((item, _pieces(item.payload)))
         else:
             self._small.append(item)
@@ -100,26 +109,29 @@ class Outbox:
             size += item.size
             self._finish(batch, item)
             begun.append(item)
-        if self._large:
-            self._fill_piece(batch, begun)
+        while self._large:
+            item, pieces = self._large.popleft()
+            if not item.over:
+                self._fill_large(batch, item, pieces)
+                begun.append(item)
+                break
         return begun
 
-    def _fill_piece(self, batch: Batch, begun: list[Outgoing]) -> None:
-        item, pieces = self._large.popleft()
-        if item.over:
-            return
-        piece = next(pieces, None)
-        if piece is None:
-            self._finish(batch, item)
-            return
-        part, size, data = piece
-        frame = batch.frames.add()
-        frame.call = item.call
-        frame.chunk.part = part
-        frame.chunk.size = size
-        frame.chunk.data = bytes(data)
-        begun.append(item)
-        self._large.append((item, pieces))
+    def _fill_large(
+        self, batch: Batch, item: Outgoing, pieces: Iterator[tuple[int, int, memoryview]]
+    ) -> None:
+        room = CHUNK
+        for part, size, data in pieces:
+            frame = batch.frames.add()
+            frame.call = item.call
+            frame.chunk.part = part
+            frame.chunk.size = size
+            frame.chunk.data = bytes(data)
+            room -= len(data) + PIECE_OVERHEAD
+            if room <= 0:
+                self._large.append((item, pieces))
+                return
+        self._finish(batch, item)
 
     def _finish(self, batch: Batch, item: Outgoing) -> None:
         self.drop(item)
@@ -154,35 +166,57 @@ class Assemblies:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._parts: dict[int, list[bytearray]] = {}
-        self._filled: dict[int, int] = {}
+        self._assemblies: dict[int, _Assembly] = {}
 
     def add(self, call: int, chunk: protocol.Chunk) -> None:
-        parts = self._parts.setdefault(call, [])
-        if chunk.part == len(parts):
-            if sum(map(len, parts)) + chunk.size > self._limit:
+        assembly = self._assemblies.setdefault(call, _Assembly())
+        if chunk.part == len(assembly.parts) and assembly.complete:
+            if assembly.size + chunk.size > self._limit:
                 self.discard(call)
                 raise UnexpectedResponse(f"payload of call {call} exceeds {self._limit:,} bytes")
-            parts.append(bytearray(chunk.size))
-            self._filled[call] = 0
-        start = self._filled.get(call, 0)
-        end = start + len(chunk.data)
-        if chunk.part != len(parts) - 1 or end > len(parts[-1]):
+            assembly.begin(chunk.size)
+        if chunk.part != len(assembly.parts) - 1 or not assembly.append(chunk.data):
             self.discard(call)
             raise UnexpectedResponse(f"misplaced chunk of call {call}")
-        parts[-1][start:end] = chunk.data
-        self._filled[call] = end
 
     def discard(self, call: int) -> bool:
         """Forget what came of it; tells whether anything had."""
-        self._filled.pop(call, None)
-        return self._parts.pop(call, None) is not None
+        return self._assemblies.pop(call, None) is not None
 
     def take(self, call: int, message: protocol.Payload) -> Payload:
         """The payload that a frame of `call` carries or refers to."""
         if not message.chunked:
             return Payload(message.data, tuple(message.buffers))
-        parts = self._parts.pop(call, None)
-        if not parts or self._filled.pop(call) != len(parts[-1]):
+        assembly = self._assemblies.pop(call, None)
+        if assembly is None or not assembly.complete:
             raise UnexpectedResponse(f"payload of call {call} is incomplete")
-        return Payload(parts[0], tuple(parts[1:]))
+        return Payload(assembly.parts[0], tuple(assembly.parts[1:]))
+
+
+class _Assembly:
+    """The parts of one payload, the last of them filled up to `filled`."""
+
+    __slots__ = ("filled", "parts", "size")
+
+    def __init__(self) -> None:
+        self.parts: list[bytearray] = []
+        self.filled = 0
+        self.size = 0
+
+    @property
+    def complete(self) -> bool:
+        return not self.parts or self.filled == len(self.parts[-1])
+
+    def begin(self, size: int) -> None:
+        self.parts.append(bytearray(size))
+        self.filled = 0
+        self.size += size
+
+    def append(self, data: bytes) -> bool:
+        """Tells whether it fits."""
+        end = self.filled + len(data)
+        if end > len(self.parts[-1]):
+            return False
+        self.parts[-1][self.filled : end] = data
+        self.filled = end
+        return True

@@ -101,7 +101,7 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
         with _Stopper(service, control):
             _report(report, b"=" + metadata.to_protobuf().SerializeToString())
             await service.stopped.wait()
-        await server.stop(STOP_SERVER)
+            await server.stop(STOP_SERVER)
     finally:
         if configuration.directory is not None:
             shutil.rmtree(configuration.directory, ignore_errors=True)

@@ -14,6 +14,7 @@ from wool.runtime.discovery.base import DiscoveryLike, DiscoveryPublisherLike
 from wool.runtime.discovery.local import LocalDiscovery
 from wool.runtime.factory import resolve
 from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
+from wool.runtime.worker.base import WorkerLike
 from wool.runtime.worker.local import LocalWorker
 from wool.runtime.worker.process import START_TIMEOUT
 from wool.runtime.worker.proxy import TagFilter, WorkerProxy
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from wool.runtime.loadbalancer.base import LoadBalancerLike
     from wool.runtime.typing import Factory
     from wool.runtime.worker.auth import WorkerCredentials
-    from wool.runtime.worker.base import WorkerFactory, WorkerLike
+    from wool.runtime.worker.base import WorkerFactory
 
 logger = logging.getLogger("wool.pool")
 
@@ -132,7 +133,7 @@ class WorkerPool:
                 self._workers = self._make_workers()
             await self._start(discovery)
         except BaseException as exc:
-            await _to_the_end(self._shut_down(exc))
+            await _to_the_end(self._shut_down(_Departure(exc, self._shutdown_timeout)))
             raise
         return self
 
@@ -144,7 +145,7 @@ class WorkerPool:
     ) -> None:
         if self._proxy is not None:
             self._proxy.deactivate()
-        await _to_the_end(self._shut_down(exc))
+        await _to_the_end(self._shut_down(_Departure(exc, self._shutdown_timeout)))
 
     # Entering
 
@@ -169,15 +170,18 @@ class WorkerPool:
         return [self._make_worker() for _ in range(self._size)]
 
     def _make_worker(self) -> WorkerLike:
-        return (self._worker or LocalWorker)(*self._tags, credentials=self._credentials)
+        worker = (self._worker or LocalWorker)(*self._tags, credentials=self._credentials)
+        if not isinstance(worker, WorkerLike):
+            raise TypeError(f"Expected WorkerLike from {self._worker!r}, got: {worker!r}")
+        return worker
 
     async def _start(self, discovery: DiscoveryLike) -> None:
         results = await asyncio.gather(
             *(self._start_worker(worker) for worker in self._workers), return_exceptions=True
         )
-        failures = [result for result in results if isinstance(result, Exception)]
+        failures = [result for result in results if result is not None]
         if failures:
-            raise ExceptionGroup("worker spawn failures", failures)
+            raise BaseExceptionGroup("worker spawn failures", failures)
         self._proxy = WorkerProxy(
             discovery=discovery.subscribe(self._filter) if self._filter else discovery.subscriber,
             loadbalancer=self._loadbalancer,
@@ -194,10 +198,11 @@ class WorkerPool:
     async def _start_worker(self, worker: WorkerLike) -> None:
         async with asyncio.timeout(START_TIMEOUT + START_MARGIN):
             await worker.start()
-        self._started.append(worker)
-        assert self._publisher is not None
-        assert worker.metadata is not None
-        await self._publisher.publish("worker-added", worker.metadata)
+            self._started.append(worker)
+            if worker.metadata is None:
+                raise RuntimeError(f"{worker!r} has started without metadata")
+            assert self._publisher is not None
+            await self._publisher.publish("worker-added", worker.metadata)
 
     # While it is entered
 
@@ -219,90 +224,146 @@ class WorkerPool:
                 replacement = await self._replace(worker)
             if replacement is None:
                 logger.error("%r is given up on: %d replacements died", worker, failures)
+                self._disown(worker)
                 return
             worker = replacement
 
     async def _replace(self, worker: WorkerLike) -> WorkerLike | None:
-        replacement = self._make_worker()
-        self._workers[self._workers.index(worker)] = replacement
-        assert self._proxy is not None
-        self._proxy.reserve(each.uid for each in self._workers)
+        replacement = None
         try:
+            replacement = self._make_worker()
+            self._own(worker, replacement)
             await self._start_worker(replacement)
         except Exception:
-            logger.exception("%r could not replace %r", replacement, worker)
-            self._workers[self._workers.index(replacement)] = worker
+            logger.exception("%r could not be replaced", worker)
+            if replacement is None:
+                return None
+            self._own(replacement, worker)
+            if replacement in self._started:
+                await self._drop(replacement)
             return None
         return replacement
 
+    def _own(self, former: WorkerLike, worker: WorkerLike) -> None:
+        """Have one of its own workers be another one."""
+        self._workers[self._workers.index(former)] = worker
+        self._reserve()
+
+    def _disown(self, worker: WorkerLike) -> None:
+        self._workers.remove(worker)
+        self._reserve()
+
+    def _reserve(self) -> None:
+        assert self._proxy is not None
+        self._proxy.reserve(each.uid for each in self._workers)
+
+    async def _drop(self, worker: WorkerLike) -> None:
+        """Let go of a worker that has died, or is of no use."""
+        await self._announce_drop(worker)
+        self._started.remove(worker)
+        try:
+            await worker.stop()
+        except Exception:
+            logger.exception("%r did not stop in order", worker)
+
     # Leaving
 
-    async def _shut_down(self, exc: BaseException | None) -> None:
-        """Stop everything, whatever fails on the way; cancelled, without draining any more."""
-        loop = asyncio.get_running_loop()
-        timeout = self._shutdown_timeout
-        deadline = None if timeout is None else loop.time() + timeout
-        drain = exc is None
-        try:
-            await self._stop_supervising()
-            if self._proxy is not None and self._proxy.started:
-                await self._proxy.stop(timeout=timeout if drain else 0)
-        except Exception:
-            logger.exception("The proxy of %r did not stop in order", self)
-        except asyncio.CancelledError:
-            drain = False
-            raise
-        finally:
-            await _to_the_end(self._stop_workers(drain, deadline))
-            await self._leave_stack(exc)
+    async def _shut_down(self, leaving: _Departure) -> None:
+        """Take every step, whatever becomes of those before; cancelled, drain no more.
 
-    async def _stop_supervising(self) -> None:
+        A cancellation is raised at the end.
+        """
+        cancelled: asyncio.CancelledError | None = None
+        for step in (
+            self._stop_supervising,
+            self._stop_proxy,
+            self._stop_workers,
+            self._leave_stack,
+        ):
+            try:
+                await step(leaving)
+            except asyncio.CancelledError as exc:
+                leaving.drain = False
+                cancelled = exc
+            except Exception:
+                logger.exception("%r was not left in order", self)
+        if cancelled is not None:
+            raise cancelled
+
+    async def _stop_supervising(self, leaving: _Departure) -> None:
         for supervisor in self._supervisors:
             supervisor.cancel()
         await asyncio.gather(*self._supervisors, return_exceptions=True)
 
-    async def _stop_workers(self, drain: bool, deadline: float | None) -> None:
-        await asyncio.gather(
-            *(self._stop_worker(worker, drain, deadline) for worker in list(self._started))
-        )
+    async def _stop_proxy(self, leaving: _Departure) -> None:
+        if self._proxy is not None and self._proxy.started:
+            remaining = leaving.remaining()
+            async with asyncio.timeout(remaining):
+                await self._proxy.stop(timeout=remaining if leaving.drain else 0)
 
-    async def _stop_worker(self, worker: WorkerLike, drain: bool, deadline: float | None) -> None:
+    async def _stop_workers(self, leaving: _Departure) -> None:
+        cancelled: asyncio.CancelledError | None = None
+        # Again after a cancellation, which may have come before a stop had begun.
+        while self._started:
+            try:
+                await asyncio.gather(
+                    *(self._stop_worker(worker, leaving) for worker in list(self._started)),
+                    return_exceptions=True,
+                )
+            except asyncio.CancelledError as exc:
+                leaving.drain = False
+                cancelled = exc
+        if cancelled is not None:
+            raise cancelled
+
+    async def _stop_worker(self, worker: WorkerLike, leaving: _Departure) -> None:
+        self._started.remove(worker)
         try:
             await self._announce_drop(worker)
+        except asyncio.CancelledError:
+            leaving.drain = False
+            raise
         finally:
-            remaining = _remaining(deadline)
+            remaining = leaving.remaining()
+            patience = -1 if remaining is None else remaining
             try:
                 async with asyncio.timeout(remaining):
-                    await worker.stop(timeout=(-1 if remaining is None else remaining) * drain)
+                    await worker.stop(timeout=patience if leaving.drain else 0)
             except TimeoutError:
                 logger.warning("%r did not stop in time and was cut off", worker)
             except Exception:
                 logger.exception("%r did not stop in order", worker)
 
-    async def _drop(self, worker: WorkerLike) -> None:
-        """Let go of a worker that has died."""
-        self._started.remove(worker)
-        await self._announce_drop(worker)
-        try:
-            await worker.stop()
-        except Exception:
-            logger.exception("%r, which has died, did not stop in order", worker)
-
     async def _announce_drop(self, worker: WorkerLike) -> None:
         assert self._publisher is not None
-        assert worker.metadata is not None
+        if worker.metadata is None:
+            return
         try:
             async with asyncio.timeout(ANNOUNCE_TIMEOUT):
                 await self._publisher.publish("worker-dropped", worker.metadata)
         except Exception:
             logger.exception("Worker %s could not be announced as dropped", worker.uid)
 
-    async def _leave_stack(self, exc: BaseException | None) -> None:
-        try:
-            async with asyncio.timeout(ANNOUNCE_TIMEOUT):
-                await self._stack.__aexit__(type(exc) if exc else None, exc, None)
-        except Exception:
-            logger.exception("The discovery of %r did not end in order", self)
+    async def _leave_stack(self, leaving: _Departure) -> None:
+        exc = leaving.cause
+        async with asyncio.timeout(ANNOUNCE_TIMEOUT):
+            await self._stack.__aexit__(type(exc) if exc else None, exc, None)
+
+
+class _Departure:
+    """How a pool is being left: for what, until when, and whether calls may finish."""
+
+    def __init__(self, cause: BaseException | None, timeout: float | None) -> None:
+        self.cause = cause
+        self.drain = cause is None
+        loop = asyncio.get_running_loop()
+        self._deadline = None if timeout is None else loop.time() + timeout
+
+    def remaining(self) -> float | None:
+        """Seconds until it must be over; None without limit."""
+        if self._deadline is None:
+            return None
+        return max(self._deadline - asyncio.get_running_loop().time(), 0)
 
 
 def _resolve_size(size: int) -> int:
@@ -321,6 +382,8 @@ def _resolve_size(size: int) -> int:
 
 
 def _check_factory(worker: Callable[..., WorkerLike], tags: tuple[str, ...]) -> None:
+    if not callable(worker):
+        raise ValueError(f"worker must be a callable that makes workers, got {worker!r}")
     try:
         signature = inspect.signature(worker)
     except (TypeError, ValueError):
@@ -332,12 +395,6 @@ def _check_factory(worker: Callable[..., WorkerLike], tags: tuple[str, ...]) -> 
             f"worker must be callable as worker(*tags, credentials=...), and {worker!r} is not: "
             f"{exc}"
         ) from exc
-
-
-def _remaining(deadline: float | None) -> float | None:
-    if deadline is None:
-        return None
-    return max(deadline - asyncio.get_running_loop().time(), 0)
 
 
 async def _to_the_end(coroutine: Coroutine[Any, Any, None]) -> None:

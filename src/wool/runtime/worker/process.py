@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import json
 import logging
 import os
 import pickle
@@ -84,6 +86,7 @@ class WorkerProcess:
             raise ValueError("Shutdown grace period must be positive")
         if proxy_pool_ttl <= 0:
             raise ValueError("Proxy pool TTL must be positive")
+        json.dumps(extra)
         self._uid = uid
         self._tags = tags
         self._extra = extra or {}
@@ -94,6 +97,7 @@ class WorkerProcess:
         self._credentials = credentials
         self._options = options or WorkerOptions()
         self._directory: str | None = None
+        self._lock: int | None = None
         self._control: int | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._exited: asyncio.Task[int] | None = None
@@ -121,8 +125,10 @@ class WorkerProcess:
                 report = await self._launch()
             self.metadata = self._read_report(report)
         except BaseException as exc:
-            how = await self._describe_end()
-            await self.reap(0)
+            try:
+                how = await self._describe_end() if isinstance(exc, _StartError) else ""
+            finally:
+                await self.reap(0)
             if isinstance(exc, TimeoutError):
                 raise RuntimeError(
                     f"Worker process failed to start within {timeout} seconds"
@@ -132,10 +138,13 @@ class WorkerProcess:
             raise
 
     async def _launch(self) -> bytes:
+        inherited = []
         if self._host is None:
-            self._directory = _socket_directory()
+            self._directory, self._lock = _make_directory()
+            inherited.append(self._lock)
         control_read, self._control = os.pipe()
         report_read, report_write = os.pipe()
+        report = os.fdopen(report_read, "rb", buffering=0)
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -145,13 +154,17 @@ class WorkerProcess:
                 "wool.runtime.worker.main",
                 str(control_read),
                 str(report_write),
-                pass_fds=(control_read, report_write),
+                pass_fds=(control_read, report_write, *inherited),
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
                 env=_environment(),
             )
+        except BaseException:
+            report.close()
+            raise
         finally:
             os.close(control_read)
             os.close(report_write)
-            report = os.fdopen(report_read, "rb", buffering=0)
         self._exited = asyncio.create_task(self._process.wait(), name="wool worker process")
         fate.register(self._uid, self._exited)
         with report:
@@ -204,8 +217,8 @@ class WorkerProcess:
         A cancellation shortens that, and is raised when the process is gone.
         """
         try:
-            if self.alive and self._exited is not None:
-                await self._await_end(self._exited, timeout)
+            if self._process is not None and self.alive:
+                await self._await_end(self._process, timeout)
         finally:
             if self._control is not None:
                 os.close(self._control)
@@ -213,23 +226,22 @@ class WorkerProcess:
             if self._directory is not None:
                 shutil.rmtree(self._directory, ignore_errors=True)
                 self._directory = None
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
-    async def _await_end(self, exited: asyncio.Task[int], timeout: float) -> None:
-        assert self._process is not None
+    async def _await_end(self, process: asyncio.subprocess.Process, timeout: float) -> None:
+        # Not `_exited`, which the end of `asyncio.run` cancels before those who clean up.
+        exited = asyncio.create_task(process.wait(), name="wool worker end")
         cancelled: asyncio.CancelledError | None = None
-        for patience, signal in (
-            (timeout, self._process.terminate),
-            (TERMINATE_TIMEOUT, self._process.kill),
-            (None, None),
-        ):
+        steps = iter([(timeout, process.terminate), (TERMINATE_TIMEOUT, process.kill)])
+        while not exited.done():
+            patience, signal = next(steps, (None, None))
             try:
-                if patience != 0:
-                    await asyncio.wait([exited], timeout=patience)
+                await asyncio.wait([exited], timeout=patience)
             except asyncio.CancelledError as exc:
                 cancelled = exc
-            if exited.done():
-                break
-            if signal is not None:
+            if signal is not None and not exited.done():
                 with contextlib.suppress(ProcessLookupError):
                     signal()
         if cancelled is not None:
@@ -240,11 +252,41 @@ class _StartError(Exception):
     """What a worker process said, or didn't, instead of its metadata."""
 
 
-def _socket_directory() -> str:
-    directory = str(runtime_directory())
-    if len(directory) > LONGEST_DIRECTORY:
-        directory = "/tmp"
-    return tempfile.mkdtemp(prefix="w", dir=directory)
+def _make_directory() -> tuple[str, int]:
+    """A new private directory for a socket, and a descriptor that locks it.
+
+    The worker inherits the descriptor. A directory that nobody has locked belonged to a worker that
+    was killed together with its parent; it is removed here.
+    """
+    home, prefix = str(runtime_directory()), "w"
+    if len(home) > LONGEST_DIRECTORY:
+        home, prefix = "/tmp", ".wool-worker-"
+    for name in os.listdir(home):
+        path = os.path.join(home, name)
+        if name.startswith(prefix) and (lock := _lock(path)) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+    while True:
+        path = tempfile.mkdtemp(prefix=prefix, dir=home)
+        if (lock := _lock(path)) is not None:
+            return path, lock
+
+
+def _lock(path: str) -> int | None:
+    """Lock a directory of this user's; None if it is locked or has just been removed."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status = os.fstat(descriptor)
+        if status.st_uid == os.geteuid() and os.path.samestat(status, os.lstat(path)):
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _interpreter_flags() -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
+import weakref
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID, uuid4
@@ -25,7 +27,6 @@ from wool.runtime.worker.version import is_version_compatible, parse_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
-    from contextvars import Token
     from types import TracebackType
 
     from wool.runtime.routine.task import Task
@@ -122,8 +123,8 @@ class WorkerProxy:
         self._dump: bytes | None = None
         self._lazy = False
         self._running: _Running | None = None
-        self._starting: asyncio.Lock | None = None
-        self._token: Token[Any] | None = None
+        self._starting = asyncio.Lock()
+        self._activation: _Activation | None = None
         for name, value, kind in self._strategies():
             if is_pre_entered(value, kind):
                 warnings.warn(
@@ -178,7 +179,7 @@ class WorkerProxy:
 
     @property
     def started(self) -> bool:
-        return self._running is not None
+        return self._running is not None and not self._running.loop.is_closed()
 
     @property
     def workers(self) -> list[WorkerMetadata]:
@@ -220,13 +221,20 @@ class WorkerProxy:
     async def start(self) -> None:
         """Start it and make it the active proxy, `wool.__proxy__`, of this context.
 
-        Raises `RuntimeError` if it is started already, and `ValueError` if its load balancer or
+        Raises `RuntimeError` if it is started already, or if a task that still runs has made
+        another proxy the active one of this very context, and `ValueError` if its load balancer or
         its discovery isn't one; then nothing is left of the attempt.
         """
-        if self._running is not None:
+        if self.started or self._starting.locked():
             raise RuntimeError("Proxy already started")
-        await self._run()
-        self._token = wool.__proxy__.set(self)
+        async with self._starting:
+            running = await self._run()
+            try:
+                self._activation = _Activation(self)
+            except BaseException:
+                self._running = None
+                await running.stop(0)
+                raise
 
     async def _run(self) -> _Running:
         running = _Running(
@@ -252,28 +260,30 @@ class WorkerProxy:
 
         Raises `RuntimeError` if it isn't started.
         """
-        if self._running is None:
+        if self._running is None or not self.started:
             raise RuntimeError("Proxy not started - call start() first")
+        self._running.check_loop(self)
         self.deactivate()
         running, self._running = self._running, None
         await running.stop(timeout)
 
     def deactivate(self) -> None:
         """Make what was the active proxy before it that again, in the context it started in."""
-        token, self._token = self._token, None
-        if token is not None:
+        activation, self._activation = self._activation, None
+        if activation is not None:
             try:
-                wool.__proxy__.reset(token)
+                activation.end()
             except ValueError:
                 logger.debug("%r is stopped in another context than it was started in", self)
 
     async def dispatch(self, task: Task, *, timeout: float | None = None) -> AsyncIterator[Any]:
         """Hand a task to an admitted worker, waiting for the first one if there is none.
 
-        `timeout`, in seconds, is for each attempt. Raises `RuntimeError` if it isn't started,
+        `timeout`, in seconds, is for each attempt. Raises `RuntimeError` if it isn't started here,
         `TimeoutError` if no worker is admitted in time, and what the load balancer raises.
         """
         running = self._running or await self._run_later()
+        running.check_loop(self)
         encode = getattr(task, "encode", None)
         if encode is not None:
             encode()
@@ -284,8 +294,6 @@ class WorkerProxy:
     async def _run_later(self) -> _Running:
         if not self._lazy:
             raise RuntimeError("Proxy not started - call start() first")
-        if self._starting is None:
-            self._starting = asyncio.Lock()
         async with self._starting:
             return self._running or await self._run()
 
@@ -332,6 +340,44 @@ class TagFilter:
         return not self.tags.isdisjoint(metadata.tags)
 
 
+class _Activation:
+    """That a task has made a proxy the active one of a context.
+
+    Raises `RuntimeError` if another task that still runs has done so in the same context, as tasks
+    can that are created with a `context`: each would see the calls of the other go to its proxy.
+    """
+
+    def __init__(self, proxy: WorkerProxy) -> None:
+        outer = _activation.get()
+        if outer is not None and outer._is_in_the_way():
+            raise RuntimeError(
+                f"Another task that shares this context has entered a pool or a proxy: {proxy!r} "
+                "would take its calls; create the tasks without `context`, or with a copy for each"
+            )
+        self._task = weakref.ref(asyncio.current_task())
+        self._mark = _activation.set(self)
+        self._token = wool.__proxy__.set(proxy)
+
+    def _is_in_the_way(self) -> bool:
+        task = self._task()
+        if task is None or task.done() or task is asyncio.current_task():
+            return False
+        try:
+            _activation.reset(self._mark)  # Raises in any context but that in which it was set.
+        except ValueError:
+            return False
+        self._mark = _activation.set(self)
+        return True
+
+    def end(self) -> None:
+        """Undo it. Raises `ValueError` in another context."""
+        wool.__proxy__.reset(self._token)
+        _activation.reset(self._mark)
+
+
+_activation: ContextVar[_Activation | None] = ContextVar("activation", default=None)
+
+
 class _Running:
     """A started proxy: the admitted workers' connections and the task that keeps them current."""
 
@@ -341,7 +387,7 @@ class _Running:
         self.membership = membership
         self.context = LoadBalancerContext(on_evict=self._evicted)
         self._credentials = credentials
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._connections: dict[UUID, WorkerConnection] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -360,13 +406,26 @@ class _Running:
                 raise ValueError(f"Expected DiscoverySubscriberLike, got: {subscriber!r}")
             self.balancer = balancer
             self._stack = stack.pop_all()
-        self._sentinel = self._loop.create_task(self._watch(subscriber), name="wool sentinel")
+        self._sentinel = self.loop.create_task(self._watch(subscriber), name="wool sentinel")
+
+    def check_loop(self, proxy: WorkerProxy) -> None:
+        if self.loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                f"{proxy!r} was started in another event loop; enter a pool or a proxy in this one"
+            )
 
     async def stop(self, timeout: float | None) -> None:
+        """Take every step, whatever becomes of those before; cancelled, without waiting for calls.
+
+        A cancellation is raised at the end.
+        """
         self._stopped = True
         self._admitted.set()
         try:
             await self._stop_watching()
+        except asyncio.CancelledError:
+            timeout = 0
+            raise
         finally:
             try:
                 await self._close_connections(timeout)
@@ -381,16 +440,31 @@ class _Running:
             await asyncio.wait([self._sentinel])
 
     async def _close_connections(self, timeout: float | None) -> None:
-        try:
-            await asyncio.gather(
-                *(connection.close(timeout=timeout) for connection in self._connections.values())
-            )
-            if self._retiring:
-                await asyncio.wait(self._retiring, timeout=timeout)
-        finally:
-            for retiring in self._retiring:
-                retiring.cancel()
-            await asyncio.gather(*self._retiring, return_exceptions=True)
+        cancelled: asyncio.CancelledError | None = None
+        # Again after a cancellation, which may have come before a step had begun.
+        while self._connections or self._retiring:
+            closing = (self._close(uid, timeout) for uid in list(self._connections))
+            try:
+                results = await asyncio.gather(
+                    *closing, self._end_retirements(timeout), return_exceptions=True
+                )
+            except asyncio.CancelledError as exc:
+                cancelled, timeout = exc, 0
+                continue
+            for error in filter(None, results):
+                logger.warning("A connection was not closed in order", exc_info=error)
+        if cancelled is not None:
+            raise cancelled
+
+    async def _close(self, uid: UUID, timeout: float | None) -> None:
+        await self._connections.pop(uid).close(timeout=timeout)
+
+    async def _end_retirements(self, timeout: float | None) -> None:
+        if self._retiring:
+            _, late = await asyncio.wait(self._retiring, timeout=timeout)
+            for retirement in late:
+                retirement.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def first_worker(self, proxy: WorkerProxy) -> None:
         """Wait until a worker is admitted."""
@@ -426,15 +500,17 @@ class _Running:
 
     def _evicted(self, metadata: WorkerMetadata) -> None:
         logger.warning("Worker %s at %s is out for an error", metadata.uid, metadata.address)
-        self._apply(self.membership.evict(metadata.uid, self._loop.time()))
+        self._apply(self.membership.evict(metadata.uid, self.loop.time()))
 
     def _lost(self, uid: UUID) -> None:
-        self._apply(self.membership.evict(uid, self._loop.time()))
+        self._apply(self.membership.evict(uid, self.loop.time()))
 
     def _revive(self) -> None:
-        self._apply(self.membership.revive(self._loop.time()))
+        self._apply(self.membership.revive(self.loop.time()))
 
     def _apply(self, actions: list[Action]) -> None:
+        if self._stopped:
+            return
         for action in actions:
             match action:
                 case Admit(metadata):
@@ -474,12 +550,12 @@ class _Running:
 
     def _retire(self, connection: WorkerConnection) -> None:
         """Let its calls end."""
-        retiring = self._loop.create_task(connection.close(timeout=None), name="wool retirement")
-        self._retiring.add(retiring)
-        retiring.add_done_callback(self._retiring.discard)
+        retirement = self.loop.create_task(connection.close(timeout=None), name="wool retirement")
+        self._retiring.add(retirement)
+        retirement.add_done_callback(self._retiring.discard)
 
     def _schedule_revival(self) -> None:
         if self._revival is not None:
             self._revival.cancel()
         when = self.membership.next_revival()
-        self._revival = self._loop.call_at(when, self._revive) if when is not None else None
+        self._revival = self.loop.call_at(when, self._revive) if when is not None else None

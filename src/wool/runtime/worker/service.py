@@ -79,13 +79,9 @@ class _Session:
         self._outbox = Outbox(_build)
         self._open: set[int] = set()
         self._finishing = False
-        self._lost = False
+        self.lost = False
         self._writable = asyncio.Event()
         self._readable = asyncio.Event()
-
-    @property
-    def idle(self) -> bool:
-        return not self._open
 
     # Requests
 
@@ -99,7 +95,7 @@ class _Session:
                 if self._exchange.mail:
                     self._service.routines.post(self._runner.receive)
                 ended = ended or batch.last
-                while self._outbox.size > HIGH_WATER and not self._lost:
+                while self._outbox.size > HIGH_WATER and not self.lost:
                     self._readable.clear()
                     await self._readable.wait()
         except UnexpectedResponse as exc:
@@ -141,7 +137,7 @@ class _Session:
             self._put(Outgoing(call, "nack", body=DRAINING))
             return
         self._open.add(call)
-        self._service.update_idle()
+        self._service.count(1)
         self._exchange.pending[call] = Arrival(task, function, proxy, arguments)
         self._exchange.mail.append((call, "task", None))
 
@@ -159,8 +155,6 @@ class _Session:
     def _give_back(self, call: int, kind: str) -> None:
         arrived = self._exchange.pending.pop(call, None) is not None
         if self._assemblies.discard(call) or arrived:
-            self._open.discard(call)
-            self._service.update_idle()
             self._put(Outgoing(call, "nack", body="it was withdrawn before it ran"))
         elif kind == "cancel":
             self._exchange.mail.append((call, kind, None))
@@ -174,18 +168,18 @@ class _Session:
         replies = self._exchange.replies
         while replies:
             self._put(replies.popleft())
-        self._service.update_idle()
 
     def _put(self, item: Outgoing) -> None:
-        if item.kind in TERMINAL:
-            self._open.discard(item.call)
-        if not self._lost:
+        if item.kind in TERMINAL and item.call in self._open:
+            self._open.remove(item.call)
+            self._service.count(-1)
+        if not self.lost:
             self._outbox.put(item)
             self._writable.set()
 
     async def batches(self) -> AsyncIterator[protocol.ResponseBatch]:
         """What there is to write, until the end of the session."""
-        while not self._lost:
+        while not self.lost:
             batch = protocol.ResponseBatch()
             self._outbox.fill(batch)
             self._readable.set()
@@ -211,7 +205,7 @@ class _Session:
 
     def lose(self) -> None:
         """The client is gone: nothing is written any more."""
-        self._lost = True
+        self.lost = True
         self._writable.set()
         self._readable.set()
 
@@ -224,9 +218,12 @@ class _Session:
 
     async def close(self) -> None:
         self.lose()
-        await self.cancel()
-        self._open.clear()
-        self._service.update_idle()
+        try:
+            await self.cancel()
+        finally:
+            self._service.count(-len(self._open))
+            self._open.clear()
+            self._service.forget(self)
 
 
 def _build(frame: protocol.Response, item: Outgoing) -> None:
@@ -264,6 +261,8 @@ class WorkerService:
         )
         self._grace = grace
         self._sessions: set[_Session] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._unanswered = 0
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._idle = asyncio.Event()
@@ -287,11 +286,13 @@ class WorkerService:
         """Set when everything has ended."""
         return Event(self._stopped)
 
-    def update_idle(self) -> None:
-        if all(session.idle for session in self._sessions):
-            self._idle.set()
-        else:
+    def count(self, change: int) -> None:
+        """Keep track of how many tasks have not been answered."""
+        self._unanswered += change
+        if self._unanswered:
             self._idle.clear()
+        else:
+            self._idle.set()
 
     async def dispatch(
         self,
@@ -309,14 +310,21 @@ class WorkerService:
         try:
             async for batch in session.batches():
                 yield batch
-            await asyncio.wait([reading], timeout=FAREWELL)
+            if not session.lost:
+                await asyncio.wait([reading], timeout=FAREWELL)
         finally:
             reading.cancel()
-            await session.close()
-            self._sessions.discard(session)
-            self.update_idle()
-            if not self._sessions:
-                self._gone.set()
+            # A task of its own: gRPC may cancel this one, or stop awaiting it, at any point.
+            closing = asyncio.create_task(session.close(), name="wool session end")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
+
+    def forget(self, session: _Session) -> None:
+        """Take a session that has ended off the list."""
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._gone.set()
 
     async def stop(
         self,

@@ -12,12 +12,15 @@ says too, and ENDED with its last frame. When the stream breaks, QUEUED calls fa
 error, so that they may go to another worker; the others with `WorkerLost`.
 
 A caller that is cancelled sends `cancel` and goes on waiting for the call's last frame, so it
-resumes after the routine has cleaned up, at most `CANCEL_GRACE` seconds later. A caller whose
-dispatch timeout expires sends `withdraw`: a worker whose routine loop is blocked gives the task
-back, one that has just taken it keeps it.
+resumes after the routine has cleaned up, at most `CANCEL_GRACE` seconds later. The worker says
+`cancelling` if that interrupts the routine. Without it, what arrives is what the routine did before
+and of no use to the caller; with it, it is how the routine took it. A caller whose dispatch timeout
+expires sends `withdraw`: the worker gives the task back unless its routine loop has taken it. Both
+leave out what has not been sent of the call's payload.
 
 Streams end explicitly: the side that leaves sends `last`, the other finishes and answers with
-`last`. End of input without it is a lost peer. Nothing here is shared between event loops.
+`last`. A worker goes on refusing the tasks that it receives after its own. End of input without
+`last` is a lost peer. Nothing here is shared between event loops.
 """
 
 from __future__ import annotations
@@ -141,11 +144,18 @@ class Session:
         if not self._accepting:
             raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} takes no more calls")
         self._last_number += 1
-        item = Outgoing(self._last_number, "task", payload, encoded)
+        item = Outgoing(self._last_number, "task", payload, encoded, self._weight(encoded))
         call = self._calls[item.call] = Call(self, item.call, tag, item)
         self._idle.clear()
         self._put(item)
         return call
+
+    def _weight(self, encoded: Encoded) -> int:
+        function, proxy = encoded.callable.data, encoded.proxy
+        weight = 0 if proxy in self._definitions else len(proxy)
+        if len(function) <= LARGEST_DEFINITION and function not in self._definitions:
+            weight += len(function)
+        return weight
 
     def send(self, call: Call, kind: str, payload: Payload | None = None) -> None:
         """Queue a frame for a call that the worker has, or is about to have."""
@@ -155,15 +165,22 @@ class Session:
                 f"The value sent to {call.tag}", payload.size, "max_receive_message_length", limit
             )
         if call.stage is not Stage.ENDED:
-            if kind == "cancel":
-                self._outbox.drop(call.item)
-            self._put(Outgoing(call.number, kind, payload))
+            if kind in ("cancel", "withdraw"):
+                self._leave_out(call)
+            item = Outgoing(call.number, kind, payload)
+            if payload is not None:
+                call.item = item
+            self._put(item)
 
     def drop(self, call: Call) -> None:
         """Forget a call, and leave out what was not sent of it."""
-        self._outbox.drop(call.item)
+        self._leave_out(call)
         call.stage = Stage.ENDED
         self._remove(call.number)
+
+    def _leave_out(self, call: Call) -> None:
+        self._outbox.drop(call.item)
+        self._grant()
 
     def _put(self, item: Outgoing) -> None:
         self._outbox.put(item)
@@ -177,14 +194,16 @@ class Session:
         return call
 
     async def _room(self, size: int) -> None:
-        entry = self._loop.create_future(), size
-        self._waiting_for_room.append(entry)
+        room: asyncio.Future[None] = self._loop.create_future()
+        self._waiting_for_room.append((room, size))
         try:
-            await entry[0]
-        finally:
-            if entry[0].done() and not entry[0].cancelled():
+            await room
+        except asyncio.CancelledError:
+            if not room.cancelled():
                 self._granted -= size
-            self._grant()
+                self._grant()
+            raise
+        self._granted -= size
 
     def _grant(self) -> None:
         while self._waiting_for_room and (
@@ -268,6 +287,7 @@ class Session:
                     self._receive(frame)
                 if batch.last:
                     reason = "the worker has stopped"
+                    self._fail_unsent(reason)
                     self._leave()
         except grpc.aio.AioRpcError as exc:
             reason = exc.details() or exc.code().name
@@ -302,18 +322,21 @@ class Session:
         expected = self._leaving and not self._calls
         self._leave()
         self._timer.cancel()
-        sent = [call for call in self._calls.values() if call.stage is not Stage.QUEUED]
-        for call in [call for call in self._calls.values() if call.stage is Stage.QUEUED]:
-            self._remove(call.number)
-            call.fail(TransientRpcError(grpc.StatusCode.UNAVAILABLE, reason))
+        self._fail_unsent(reason)
+        sent = list(self._calls.values())
         if not expected and self._on_lost is not None:
             self._on_lost()
         if sent and self._ascertain is not None:
             reason = await self._ascertain() or reason
         for call in sent:
-            self._remove(call.number)
-            call.fail(WorkerLost(self.metadata, reason))
+            if self._remove(call.number) is not None:
+                call.fail(WorkerLost(self.metadata, reason))
         self._stream.cancel()
+
+    def _fail_unsent(self, reason: str) -> None:
+        for call in [call for call in self._calls.values() if call.stage is Stage.QUEUED]:
+            self.drop(call)
+            call.fail(TransientRpcError(grpc.StatusCode.UNAVAILABLE, reason))
 
     def _beat(self) -> None:
         if self._heard:
@@ -347,7 +370,7 @@ class Session:
         try:
             for call in [call for call in self._calls.values() if call.suspended]:
                 self.send(call, "close")
-                call.error = RuntimeError(f"{call.tag} was open when its pool was left")
+                call.abandoned = RuntimeError(f"{call.tag} was open when its pool was left")
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
             self._leave()
