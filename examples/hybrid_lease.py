@@ -58,10 +58,12 @@ async def main() -> None:
         known = await announced(discovery, OWN + NEIGHBOURS)
         admitted = await used(OWN + LEASE)
         print(f"announced: {len(known)} workers, {OWN} of this pool and {NEIGHBOURS} more")
-        print(f"admitted: {len(admitted)} workers, as this pool is of {OWN} with a lease of {LEASE}")
+        print(f"admitted: {len(admitted)} workers, for size {OWN} and lease {LEASE}")
         print(pool)
 
-        await neighbour.communicate()  # ends its input, and waits until it has left
+        assert neighbour.stdin
+        neighbour.stdin.close()
+        await neighbour.wait()
         print(f"without the neighbour: {len(await used(OWN))} worker")
 
 

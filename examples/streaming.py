@@ -1,7 +1,6 @@
 """An async generator that runs in a worker: values go both ways, one step at a time."""
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator
 
 import wool
@@ -10,8 +9,7 @@ import wool
 @wool.routine
 async def average() -> AsyncGenerator[float, float]:
     """The mean of what has been sent so far."""
-    total, count = 0.0, 0
-    mean = 0.0
+    total, count, mean = 0.0, 0, 0.0
     while True:
         total += yield mean
         count += 1
@@ -20,14 +18,14 @@ async def average() -> AsyncGenerator[float, float]:
 
 @wool.routine
 async def squares() -> AsyncGenerator[tuple[int, int], None]:
-    """Without end; says so when it is closed, from the process that it ran in."""
+    """All of them; says so when it is closed, in the process that it runs in."""
     number = 0
     try:
         while True:
             yield number, number**2
             number += 1
     finally:
-        print(f"squares: closed after {number}, in the worker", flush=True)
+        print(f"squares: closed in the worker after {number}", flush=True)
 
 
 async def main() -> None:
@@ -35,16 +33,16 @@ async def main() -> None:
         running = average()
         await anext(running)
         for value in (10, 20, 60):
-            print(f"average: sent {value}, mean is now {await running.asend(value):g}")
+            print(f"average: sent {value}, is now {await running.asend(value):g}")
         await running.aclose()
 
         stream = squares()
         async for number, square in stream:
-            print(f"squares: {number} squared is {square}")
+            print(f"squares: {number} squared is {square}", flush=True)
             if square > 10:
                 break
         await stream.aclose()  # returns when the generator's `finally` has run
-        print(f"{os.path.basename(__file__)}: both streams are closed")
+        print("squares: and so the caller goes on")
 
 
 asyncio.run(main())

@@ -9,12 +9,13 @@ from pathlib import Path
 import wool
 
 FILES = 12
-WORDS = "sheep wool yarn loom thread spindle shuttle weft warp felt skein dye".split()
+WORDS = ("sheep", "wool", "yarn", "loom", "thread", "spindle", "weft", "warp", "felt", "skein")
 
 
 @wool.routine
 async def count_words(path: Path) -> tuple[str, Counter[str]]:
-    return path.name, Counter(path.read_text(encoding="utf-8").split())
+    text = await asyncio.to_thread(path.read_text, encoding="utf-8")
+    return path.name, Counter(text.split())
 
 
 def write_texts(folder: Path) -> list[Path]:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.programs import ROOT, Surroundings, quickstart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def surroundings() -> Iterator[Surroundings]:
+    with Surroundings.make() as surroundings:
+        yield surroundings
+
+
+def run(surroundings: Surroundings, name: str) -> list[str]:
+    """The lines that a copy of the example prints; it says nothing else and leaves nothing."""
+    for path in EXAMPLES.glob(f"{name}*.py"):
+        surroundings.write(path.name, path.read_text(encoding="utf-8"))
+    ended = surroundings.run("-W", "error", f"{name}.py")
+    assert (ended.code, ended.errors) == (0, "")
+    assert surroundings.left() == []
+    return ended.output.splitlines()
+
+
+def test_every_example_has_a_test() -> None:
+    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"hybrid_lease_neighbour"}
+
+    assert names == {"quickstart", "streaming", "fib", "hybrid_lease", "word_count"}
+
+
+def test_no_example_needs_a_main_guard() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        assert "__name__" not in path.read_text(encoding="utf-8")
+
+
+def test_quickstart_prints_one_result(surroundings: Surroundings) -> None:
+    assert run(surroundings, "quickstart") == ["9,592 primes below 100,000"]
+
+
+def test_quickstart_is_what_the_readme_shows() -> None:
+    assert (EXAMPLES / "quickstart.py").read_text(encoding="utf-8") == quickstart()
+
+
+def test_streaming_goes_both_ways_and_closes_in_order(surroundings: Surroundings) -> None:
+    """In the order in which the lines are written, by two processes: A14."""
+    assert run(surroundings, "streaming") == [
+        "average: sent 10, is now 10",
+        "average: sent 20, is now 15",
+        "average: sent 60, is now 30",
+        "squares: 0 squared is 0",
+        "squares: 1 squared is 1",
+        "squares: 2 squared is 4",
+        "squares: 3 squared is 9",
+        "squares: 4 squared is 16",
+        "squares: closed in the worker after 4",
+        "squares: and so the caller goes on",
+    ]
+
+
+def test_fib_spreads_over_the_workers(surroundings: Surroundings) -> None:
+    """A01: each worker gets its share of the nested calls."""
+    result, total, *shares = run(surroundings, "fib")
+
+    assert result == "fib(12) = 144"
+    assert total == "465 calls ran in 3 processes:"
+    calls = [int(share.split(": ")[1].removesuffix(" calls")) for share in shares]
+    assert len(calls) == 3
+    assert sum(calls) == 465
+    assert min(calls) > 465 // 6
+
+
+def test_lease_caps_the_workers_of_a_neighbour(surroundings: Surroundings) -> None:
+    neighbour, announced, admitted, pool, alone = run(surroundings, "hybrid_lease")
+
+    assert neighbour == "the neighbour announces 4 workers"
+    assert announced == "announced: 5 workers, 1 of this pool and 4 more"
+    assert admitted == "admitted: 3 workers, for size 1 and lease 2"
+    assert "3/3 admitted, 2 waiting" in pool
+    assert alone == "without the neighbour: 1 worker"
+
+
+def test_word_count_shows_each_count_and_their_sum(surroundings: Surroundings) -> None:
+    lines = run(surroundings, "word_count")
+
+    counts = {}
+    for line in lines[:12]:
+        name, words = line.removesuffix(" words").split(": ")
+        counts[name] = int(words.replace(",", ""))
+    assert sorted(counts) == [f"text-{number:02}.txt" for number in range(12)]
+    assert lines[12] == f"{sum(counts.values()):,} words in 12 files; the most frequent:"
+    assert [re.sub(r"[\d,]+", "N", line) for line in lines[13:]] == [
+        "  sheep: N",
+        "  wool: N",
+        "  yarn: N",
+    ]

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from itertools import pairwise
+
+import pytest
+
+import wool
+from tests.programs import ROOT, Block, Surroundings, readme_blocks
+
+BLOCKS = readme_blocks()
+PROGRAMS = [
+    (block, following) for block, following in pairwise(BLOCKS) if block.language == "python"
+]
+COMMANDS = [line for block in BLOCKS if block.language == "sh" for line in block.text.splitlines()]
+
+
+def test_readme_has_nothing_but_programs_with_their_output_and_commands() -> None:
+    languages = [block.language for block in BLOCKS]
+
+    assert set(languages) == {"python", "text", "sh"}
+    assert languages.count("text") == len(PROGRAMS) == languages.count("python")
+
+
+@pytest.mark.parametrize(
+    ("program", "output"), PROGRAMS, ids=[f"line-{block.line}" for block, _ in PROGRAMS]
+)
+def test_program_prints_what_the_readme_says_and_nothing_else(
+    program: Block, output: Block
+) -> None:
+    assert output.language == "text"
+    with Surroundings.make() as surroundings:
+        ended = surroundings.run("-W", "error", surroundings.write("program.py", program.text))
+        left = surroundings.left()
+
+    assert (ended.code, ended.errors, ended.output) == (0, "", output.text)
+    assert left == []
+
+
+@pytest.mark.parametrize("target", ["quickstart", "test"])
+def test_make_knows_the_commands(target: str) -> None:
+    assert f"make {target}" in COMMANDS
+    make = shutil.which("make")
+    assert make is not None
+    environment = {"PATH": "/usr/bin:/bin"}  # without what a make around this one hands down
+
+    subprocess.run(
+        [make, "--dry-run", target], cwd=ROOT, env=environment, check=True, capture_output=True
+    )
+
+
+def test_commands_are_of_a_kind_that_is_tested() -> None:
+    """The third one is what `make` does as well, but for making it editable."""
+    assert COMMANDS == ["make quickstart", "make test", "python -m pip install ."]
+    for command in COMMANDS:
+        assert shlex.split(command)
+
+
+def test_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_names_exist_that_the_readme_mentions() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"\bwool\.([A-Za-z_]+)", text)) - {"runtime"}
+    errors = set(re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \| (?:no|maybe)", text, re.MULTILINE))
+
+    assert names <= set(dir(wool))
+    for name in {name for pair in errors for name in pair if name}:
+        assert issubclass(getattr(wool, name), wool.WoolError)
