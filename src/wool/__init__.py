@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from wool.runtime.worker.service import WorkerService
 
 logging.getLogger("wool").addHandler(logging.NullHandler())
+
+# gRPC reads its log level when it is imported. By default it tells of every fork on stderr.
+if "GRPC_VERBOSITY" not in os.environ:
+    os.environ["GRPC_VERBOSITY"] = "ERROR"
+    try:
+        import grpc  # noqa: F401
+    finally:
+        del os.environ["GRPC_VERBOSITY"]
 
 __proxy__: ContextVar[WorkerProxyLike | None] = ContextVar("__proxy__", default=None)
 """The proxy that dispatches the routines called here."""

@@ -27,7 +27,7 @@ from types import (
     MemberDescriptorType,
     TracebackType,
 )
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,6 +94,32 @@ def reduce(exc: BaseException, *, alone: bool = False) -> Reduction:
         return reduced
     make, args, state, items, pairs, fill = (*reduced, None, None, None, None)[:6]
     return make, args, (state, fill, links), items, pairs, _fill_own
+
+
+def raise_here(exc: BaseException) -> NoReturn:
+    """Raise what was raised elsewhere.
+
+    Its context stays as it came, and goes on with the exception that is being handled here, as if
+    it had been raised here. A plain `raise` would put the latter in the former's place.
+    """
+    context = exc.__context__
+    try:
+        raise exc
+    except BaseException:
+        if context is not None and context is not exc.__context__:
+            _last_context(context).__context__ = exc.__context__
+            exc.__context__ = context
+        raise
+    finally:
+        del exc, context  # Their traceback refers to this frame.
+
+
+def _last_context(exc: BaseException) -> BaseException:
+    seen = {id(exc)}
+    while exc.__context__ is not None and id(exc.__context__) not in seen:
+        exc = exc.__context__
+        seen.add(id(exc))
+    return exc
 
 
 def degrade(exc: BaseException, survives: Callable[[object], bool]) -> Reduction:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import traceback
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
@@ -132,7 +132,7 @@ class Task:
         return self.callable(*self.args, **self.kwargs)
 
     def dispatch(self) -> Any:
-        """Run it in this process: a coroutine or an async generator, as its callable makes.
+        """Run it in this process: a coroutine, or an async iterator of what its callable yields.
 
         Raises `ValueError` if the callable makes neither, and `RuntimeError`, when run, outside of
         a worker.
@@ -148,8 +148,8 @@ class Task:
             return await call()
 
     async def _items(self) -> AsyncIterator[Any]:
-        async with self.execution() as call:
-            async for item in call():
+        async with self.execution() as call, aclosing(call()) as items:
+            async for item in items:
                 yield item
 
     @asynccontextmanager
@@ -171,14 +171,12 @@ class Task:
     def encode(self) -> Encoded:
         """Itself for the wire; done once. Raises whatever pickling the arguments raises."""
         if self._encoded is None:
-            header = self._header()
-            self._encoded = Encoded(
-                header,
-                serializer.dump_callable(cast("FunctionType", self.callable)),
-                self._dump_proxy(header),
-                self._dump_arguments(),
-            )
+            self._encoded = self._encode(self._dump_arguments())
         return self._encoded
+
+    def _encode(self, arguments: Payload) -> Encoded:
+        header = self._header()
+        return Encoded(header, self._dump_callable(), self._dump_proxy(header), arguments)
 
     def _header(self) -> protocol.Task:
         header = protocol.Task(id=self.id.bytes, tag=self.tag, timeout=self.timeout)
@@ -187,6 +185,13 @@ class Task:
         if self.context is not None and self.context.dispatch_timeout is not None:
             header.context.CopyFrom(self.context.to_protobuf())
         return header
+
+    def _dump_callable(self) -> serializer.Dump:
+        try:
+            return serializer.dump_callable(cast("FunctionType", self.callable))
+        except Exception as exc:
+            exc.add_note(f"while pickling routine {self.tag} and what it refers to")
+            raise
 
     def _dump_proxy(self, header: protocol.Task) -> bytes:
         try:
@@ -212,7 +217,10 @@ class Task:
 
     def to_protobuf(self, serializer: Serializer | None = None) -> protocol.Task:
         """As one message, its arguments pickled by `serializer`, which goes with it."""
-        encoded = self.encode()
+        if serializer is None:
+            encoded = self.encode()
+        else:
+            encoded = self._encode(Payload(serializer.dumps((self.args, self.kwargs))))
         message = protocol.Task()
         message.CopyFrom(encoded.header)
         message.callable.content = encoded.callable.data
@@ -220,10 +228,8 @@ class Task:
             message.proxy.content = encoded.proxy
         if serializer is not None:
             message.serializer = to_bytes(serializer)
-            message.arguments.data = serializer.dumps((self.args, self.kwargs))
-        else:
-            message.arguments.data = bytes(encoded.arguments.data)
-            message.arguments.buffers.extend(map(bytes, encoded.arguments.buffers))
+        message.arguments.data = bytes(encoded.arguments.data)
+        message.arguments.buffers.extend(map(bytes, encoded.arguments.buffers))
         return message
 
     @classmethod

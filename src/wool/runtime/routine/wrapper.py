@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import inspect
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 import wool
 from wool.runtime import context, serializer
+from wool.runtime.capture import ROUTINE
 from wool.runtime.errors import UnexpectedResponse
+from wool.runtime.remote_exception import is_ordinary
 from wool.runtime.routine.task import Task, describe, do_dispatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine
-    from types import FunctionType
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 
 P = ParamSpec("P")
-R = TypeVar("R")
-S = TypeVar("S")
+T = TypeVar("T", bound="Coroutine[Any, Any, Any] | AsyncIterable[Any]")
 
 
-@overload
-def routine(
-    function: Callable[P, Coroutine[Any, Any, R]],
-) -> Callable[P, Coroutine[Any, Any, R]]: ...
-@overload
-def routine(function: Callable[P, AsyncGenerator[R, S]]) -> Callable[P, AsyncGenerator[R, S]]: ...
-def routine(function: Any) -> Any:
+def routine(function: Callable[P, T]) -> Callable[P, T]:
     """Make a routine of a coroutine function or an async generator function.
 
     Called while a pool is active, it runs in one of the pool's workers; arguments, results, values
@@ -42,16 +37,16 @@ def routine(function: Any) -> Any:
     """
     if isinstance(function, classmethod | staticmethod):
         raise ValueError("@wool.routine must be applied before @classmethod/@staticmethod")
-    if inspect.iscoroutinefunction(function):
-        wrapper = _coroutine_routine(cast("FunctionType", function))
-    elif inspect.isasyncgenfunction(function):
-        wrapper = _generator_routine(cast("FunctionType", function))
+    if isinstance(function, FunctionType) and inspect.iscoroutinefunction(function):
+        wrapper: Callable[P, T] = _coroutine_routine(function)
+    elif isinstance(function, FunctionType) and inspect.isasyncgenfunction(function):
+        wrapper = _generator_routine(function)
     else:
         raise ValueError(
             f"Expected a coroutine function or async generator function, got {function!r}: "
-            "define it with `async def`"
+            "decorate a function that is defined with `async def`"
         )
-    wrapper.__wool_routine__ = function
+    setattr(wrapper, ROUTINE, function)
     return wrapper
 
 
@@ -67,7 +62,9 @@ def _coroutine_routine(function: FunctionType) -> Any:
         stream = await _dispatch(function, args, kwargs)
         try:
             return await anext(stream)
-        except StopAsyncIteration:
+        except StopAsyncIteration as exc:
+            if exc is getattr(stream, "raised", None):
+                raise
             raise UnexpectedResponse(
                 "Expected 'result' or 'exception' response, received the end of the stream"
             ) from None
@@ -87,18 +84,13 @@ def _generator_routine(function: FunctionType) -> Any:
         try:
             value = await anext(stream)
             while True:
-                thrown: BaseException | None = None
-                sent = None
                 try:
-                    sent = yield value
-                except GeneratorExit:
-                    raise
+                    step = stream.asend((yield value))
                 except BaseException as exc:
-                    thrown = exc
-                if thrown is None:
-                    value = await stream.asend(sent)
-                else:
-                    value = await stream.athrow(thrown)
+                    if not is_ordinary(exc):
+                        raise
+                    step = stream.athrow(exc)
+                value = await step
         except StopAsyncIteration:
             return
         finally:

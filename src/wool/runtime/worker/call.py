@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from wool.runtime import serializer
+from wool.runtime import remote_exception, serializer
 from wool.runtime.errors import (
     DispatchTimeout,
     TransientRpcError,
@@ -68,6 +68,7 @@ class Call:
         "abandoned",
         "item",
         "number",
+        "raised",
         "stage",
         "tag",
     )
@@ -78,6 +79,7 @@ class Call:
         self.item = item
         self.stage = Stage.QUEUED
         self.abandoned: Exception | None = None
+        self.raised: StopAsyncIteration | None = None
         self._session = session
         self._stepped = False
         self._stepping = False
@@ -189,7 +191,8 @@ class Call:
                 try:
                     async with asyncio.timeout_at(deadline):
                         event = await self._event()
-                except asyncio.CancelledError:
+                except asyncio.CancelledError as again:
+                    cancelled = again
                     continue
                 except TimeoutError:
                     self._log_left_behind()
@@ -236,7 +239,7 @@ class Call:
         return await self._step("send", serializer.dumps(value))
 
     async def athrow(self, error: BaseException) -> Any:
-        if self.stage is Stage.ENDED and not self._events:
+        if self.abandoned is not None or (self.stage is Stage.ENDED and not self._events):
             raise error
         return await self._step("throw", serializer.dump_exception(error))
 
@@ -252,6 +255,7 @@ class Call:
             return self._value(await self._reply())
         finally:
             self._stepping = False
+            self._session.suspend(self)
 
     def _value(self, event: Event) -> Any:
         kind, payload = event
@@ -260,13 +264,17 @@ class Call:
         if kind == "done":
             raise StopAsyncIteration
         if kind == "exception":
-            raise serializer.load_exception(payload)
-        if kind == FAILURE:
-            try:
-                raise payload
-            finally:
-                del event, payload
-        raise UnexpectedResponse(f"Expected 'result' or 'exception' response, received {kind!r}")
+            payload = serializer.load_exception(payload)
+        elif kind != FAILURE:
+            raise UnexpectedResponse(
+                f"Expected 'result' or 'exception' response, received {kind!r}"
+            )
+        if isinstance(payload, StopAsyncIteration):
+            self.raised = payload
+        try:
+            remote_exception.raise_here(payload)
+        finally:
+            del event, payload
 
     async def aclose(self) -> None:
         """End it; returns when the routine has cleaned up."""
@@ -275,12 +283,11 @@ class Call:
         elif self.stage is not Stage.ENDED:
             await self._close()
         self._events.clear()
+        self.raised = None
 
     async def _close(self) -> None:
         self._session.send(self, "close")
         while self.stage is not Stage.ENDED or self._events:
             kind, payload = await self._reply()
-            if kind == "exception":
-                raise serializer.load_exception(payload)
-            if kind == FAILURE:
+            if kind in ("exception", FAILURE):
                 self._value((kind, payload))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import grpc.aio
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
     from wool.runtime.worker.call import Call
     from wool.runtime.worker.metadata import WorkerMetadata
 
+    Stream = grpc.aio.StreamStreamCall[Any, protocol.ResponseBatch]
+
 __all__ = ["RpcError", "TransientRpcError", "UnexpectedResponse", "WorkerConnection"]
 
 OPEN_TIMEOUT = 20.0
 """Seconds for a session to open."""
+
+REFUSAL_TIMEOUT = 1.0
+"""Seconds for the status of an RPC whose first answer isn't a worker's of our kind."""
 
 
 class _Target(NamedTuple):
@@ -55,7 +61,13 @@ class _Link:
             self._retire()
             self._opening = asyncio.create_task(self._open(), name="wool session opening")
             self._opening.add_done_callback(self._opened)
-        return await asyncio.shield(self._opening)
+        opening = self._opening
+        await asyncio.wait([opening])
+        if opening.cancelled():
+            raise TransientRpcError(
+                grpc.StatusCode.UNAVAILABLE, f"the connection to {self._target.address} was closed"
+            )
+        return opening.result()
 
     def _opened(self, opening: asyncio.Task[Session]) -> None:
         self._opening = None
@@ -73,9 +85,9 @@ class _Link:
         stream = protocol.WorkerStub(self._channel).dispatch(metadata=protocol.versions())
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
-                await stream.initial_metadata()
-                if stream.done():
-                    raise rpc_error(await stream.code(), await stream.details())
+                answer = dict(await stream.initial_metadata() or ())
+                if answer.get(protocol.WIRE_KEY) != str(protocol.WIRE):
+                    raise await self._refusal(stream, answer)
         except BaseException as exc:
             stream.cancel()
             if isinstance(exc, TimeoutError):
@@ -94,6 +106,19 @@ class _Link:
             on_lost=self._lost,
         )
 
+    async def _refusal(self, stream: Stream, answer: dict[str, str | bytes]) -> RpcError:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REFUSAL_TIMEOUT):
+                code = await stream.code()
+                if code is not grpc.StatusCode.OK:
+                    return rpc_error(code, await stream.details())
+        return rpc_error(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"{self._target.address} speaks another wire format: client '{protocol.WIRE}' "
+            f"(wool {protocol.__version__!r}), worker {answer.get(protocol.WIRE_KEY)!r} "
+            f"(wool {answer.get(protocol.VERSION_KEY)!r})",
+        )
+
     async def _ascertain(self) -> str | None:
         return await fate.ascertain(self._metadata.uid) if self._metadata is not None else None
 
@@ -108,6 +133,10 @@ class _Link:
             )
         except grpc.aio.AioRpcError as exc:
             raise rpc_error(exc.code(), exc.details()) from exc
+
+    async def idle(self) -> None:
+        if self._session is not None:
+            await self._session.idle()
 
     async def close(self, *, timeout: float | None) -> None:
         try:
@@ -124,9 +153,12 @@ class _Link:
 
 
 def _channel(target: _Target) -> grpc.aio.Channel:
-    arguments = client_arguments(target.options)
+    arguments: list[tuple[str, int | str]] = [*client_arguments(target.options)]
     if target.credentials is None:
         return grpc.aio.insecure_channel(target.address, options=arguments)
+    if target.address.startswith("unix:"):
+        # The path of a socket is no name that a certificate can vouch for.
+        arguments.append(("grpc.ssl_target_name_override", "localhost"))
     return grpc.aio.secure_channel(
         target.address, target.credentials.client_credentials(), options=arguments
     )
@@ -163,6 +195,7 @@ class WorkerConnection:
         self._metadata = metadata
         self._on_lost = on_lost
         self._link: _Link | None = None
+        self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
@@ -199,6 +232,8 @@ class WorkerConnection:
         return call
 
     def _open_link(self) -> _Link:
+        if self._closed:
+            raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} is closed")
         loop = asyncio.get_running_loop()
         if self._link is None:
             links = _links_of(loop)
@@ -223,11 +258,17 @@ class WorkerConnection:
         """
         await self._open_link().stop(timeout, deadline=deadline)
 
+    async def idle(self) -> None:
+        """Return when it has no calls, streams that wait for their consumer included."""
+        if self._link is not None:
+            await self._link.idle()
+
     async def close(self, *, timeout: float | None = 0) -> None:
-        """Leave; calls that run may end within `timeout` seconds (None: however long).
+        """Leave for good; calls that run may end within `timeout` seconds (None: however long).
 
         A session that other connections of this loop share stays open.
         """
+        self._closed = True
         link, self._link = self._link, None
         if link is None:
             return

@@ -3,13 +3,14 @@
 gRPC is served on the process's main thread, so a routine that blocks its loop never keeps the
 worker from answering. The two loops share three things per session, each with one producer and
 one consumer: `pending` (tasks that have arrived), `mail` (everything else, in order) and
-`replies`. A task belongs to whichever side pops it from `pending`: this one, to run it, or the
-gRPC side, to give it back unrun.
+`replies`. A task belongs to whichever side pops it from `pending`: this one, when it takes the
+first step of running it, or the gRPC side, to give it back unrun.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import threading
@@ -48,8 +49,9 @@ class RoutineLoop:
         self._thread.start()
 
     def post(self, callback: Callable[..., object], *args: Any) -> None:
-        """Have it called there."""
-        self.loop.call_soon_threadsafe(callback, *args)
+        """Have it called there, unless the loop has ended."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(callback, *args)
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Have it awaited there."""
@@ -64,6 +66,7 @@ class RoutineLoop:
         deadline = self.loop.time() + timeout
         me = asyncio.current_task()
         while (tasks := asyncio.all_tasks() - {me}) and self.loop.time() < deadline:
+            await asyncio.sleep(0)  # A task can clean up if it has taken its first step.
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=deadline - self.loop.time())
@@ -143,13 +146,18 @@ class Runner:
                 self.reply(Outgoing(call, kind))
             elif call in self._running:
                 self._running[call].tell(kind, body)
-        self._schedule()
 
     def _start(self, call: int) -> None:
+        if call in self._exchange.pending:
+            self._running[call] = _Execution(self, call, self._context.copy())
+
+    def claim(self, call: int) -> Arrival | None:
+        """The task, unless it has been given back."""
         arrival = self._exchange.pending.pop(call, None)
         if arrival is not None:
             self._unacknowledged[call] = None
-            self._running[call] = _Execution(self, call, arrival, self._context.copy())
+            self._schedule()
+        return arrival
 
     def reply(self, item: Outgoing) -> None:
         self._unacknowledged.pop(item.call, None)
@@ -187,12 +195,10 @@ class Runner:
 class _Execution:
     """One task being run: decoded, executed and answered."""
 
-    def __init__(
-        self, runner: Runner, call: int, arrival: Arrival, context: contextvars.Context
-    ) -> None:
+    def __init__(self, runner: Runner, call: int, context: contextvars.Context) -> None:
         self._runner = runner
         self._call = call
-        self._arrival = arrival
+        self._tag = ""
         self._entered = False
         self.cancelled = False
         self._requests: list[tuple[str, Any]] = []
@@ -202,32 +208,36 @@ class _Execution:
     def tell(self, kind: str, body: Any) -> None:
         """Pass on what the client asks of it."""
         if kind == "cancel":
-            self.cancel()
+            if self.cancel():
+                self._send("cancelling")
         else:
             self._requests.append((kind, body))
             if self._arrived is not None and not self._arrived.done():
                 self._arrived.set_result(None)
 
-    def cancel(self) -> None:
+    def cancel(self) -> bool:
+        """Tells whether that interrupts the routine."""
         self.cancelled = True
-        if self._entered:
-            self.task.cancel()
+        if not self._entered:
+            return False
+        self.task.cancel()
+        return self._arrived is None
 
     async def _run(self) -> None:
         self._entered = True
         try:
-            if self.cancelled:
-                raise asyncio.CancelledError
-            await self._execute()
-        except GeneratorExit:
-            raise
+            task = self._take()
+            if task is not None:
+                await self._execute(task)
+        except GeneratorExit as exc:
+            with contextlib.suppress(RuntimeError):  # There is no loop, and it isn't the routine's.
+                self._fail(exc)
         except BaseException as exc:
             self._fail(exc)
         finally:
             self._runner.finished(self._call)
 
-    async def _execute(self) -> None:
-        task = self._decode()
+    async def _execute(self, task: Task) -> None:
         async with task.execution() as start:
             if inspect.isasyncgenfunction(task.callable):
                 await self._stream(start())
@@ -235,9 +245,14 @@ class _Execution:
             value = await start()
         self._reply("result", value)
 
-    def _decode(self) -> Task:
-        arrival = self._arrival
+    def _take(self) -> Task | None:
+        arrival = self._runner.claim(self._call)
+        if arrival is None:
+            return None
         header = arrival.header
+        self._tag = header.tag
+        if self.cancelled:
+            raise asyncio.CancelledError
         if arrival.proxy is None:
             proxy = load_proxy(b"", header.proxy_error)
         else:
@@ -269,13 +284,18 @@ class _Execution:
         while not self._requests:
             self._arrived = asyncio.get_running_loop().create_future()
             await self._arrived
+        self._arrived = None
         return self._requests.pop(0)
 
     def _reply(self, kind: str, value: Any) -> None:
-        payload = serializer.dumps(value)
+        try:
+            payload = serializer.dumps(value)
+        except Exception as exc:
+            exc.add_note(f"while pickling what routine {self._tag} returned or yielded")
+            raise
         if payload.size > self._runner.limit:
             raise PayloadTooLarge(
-                f"A {kind} of {self._arrival.header.tag}",
+                f"A {kind} of {self._tag}",
                 payload.size,
                 "max_send_message_length",
                 self._runner.limit,
@@ -288,7 +308,7 @@ class _Execution:
         if payload.size > self._runner.limit:
             payload = serializer.dump_exception(
                 PayloadTooLarge(
-                    f"The {type(exc).__qualname__} that {self._arrival.header.tag} raised",
+                    f"The {type(exc).__qualname__} that {self._tag} raised",
                     payload.size,
                     "max_send_message_length",
                     self._runner.limit,

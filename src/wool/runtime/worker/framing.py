@@ -9,6 +9,7 @@ Frames of one call keep their order because a call has one payload under way at 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 CHUNK = 256 * 1024
 BATCH = 512 * 1024
 HIGH_WATER = 4 * 1024 * 1024
-"""Bytes that may wait to be written; above, whoever has more to send waits too."""
+"""Bytes that may wait to be written in small frames; above, whoever has more to send waits too.
+
+Of large payloads as much may wait as the largest may be, and small frames don't wait for them.
+"""
 
 TERMINAL = frozenset({"nack", "result", "done", "exception"})
 """The kinds of response that are a call's last."""
@@ -65,6 +69,7 @@ class Outgoing:
     over: bool = False
     """Whether it has left, or is to be left out."""
     size: int = field(init=False)
+    """Bytes of it that wait to be written."""
     large: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,10 +79,14 @@ class Outgoing:
 
 
 class Outbox:
-    """What waits to be written to one stream. `build` makes a frame of what was queued."""
+    """What waits to be written to one stream. `build` makes a frame of what was queued.
+
+    `small` and `large` are the bytes that wait in small frames and in large payloads.
+    """
 
     def __init__(self, build: Callable[[Any, Outgoing], None]) -> None:
-        self.size = 0
+        self.small = 0
+        self.large = 0
         self._build = build
         self._small: deque[Outgoing] = deque()
         self._large: deque[tuple[Outgoing, Iterator[tuple[int, int, memoryview]]]] = deque()
@@ -85,8 +94,13 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._small or self._large)
 
+    @property
+    def size(self) -> int:
+        """The bytes that wait."""
+        return self.small + self.large
+
     def put(self, item: Outgoing) -> None:
-        self.size += item.size
+        self._count(item, item.size)
         if item.payload is not None and item.large:
             self._large.append((item, _pieces(item.payload)))
         else:
@@ -96,7 +110,13 @@ class Outbox:
         """Leave out what has not been written of it."""
         if not item.over:
             item.over = True
-            self.size -= item.size
+            self._count(item, -item.size)
+
+    def _count(self, item: Outgoing, size: int) -> None:
+        if item.large:
+            self.large += size
+        else:
+            self.small += size
 
     def fill(self, batch: Batch) -> list[Outgoing]:
         """Put into `batch` what is next. Returns what has begun to leave with it."""
@@ -127,6 +147,8 @@ class Outbox:
             frame.chunk.part = part
             frame.chunk.size = size
             frame.chunk.data = bytes(data)
+            item.size -= len(data)
+            self.large -= len(data)
             room -= len(data) + PIECE_OVERHEAD
             if room <= 0:
                 self._large.append((item, pieces))
@@ -139,6 +161,42 @@ class Outbox:
         frame.call = item.call
         self._build(frame, item)
         item.payload = item.body = None  # A call may last; what it was sent need not.
+
+
+class Gate:
+    """Lets those who have something to queue pass, in order, while less than `limit` bytes wait."""
+
+    def __init__(self, limit: int, waiting: Callable[[], int]) -> None:
+        self._limit = limit
+        self._waiting = waiting
+        self._granted = 0
+        self._queue: deque[tuple[asyncio.Future[None], int]] = deque()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether one has to wait for one's turn."""
+        return bool(self._queue) or self._waiting() + self._granted >= self._limit
+
+    async def enter(self, size: int) -> None:
+        """Wait for one's turn to queue that many bytes."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((turn, size))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self._granted -= size
+                self.advance()
+            raise
+        self._granted -= size
+
+    def advance(self, *, everyone: bool = False) -> None:
+        """Let pass whoever may by now."""
+        while self._queue and (everyone or self._waiting() + self._granted < self._limit):
+            turn, size = self._queue.popleft()
+            if not turn.done():
+                self._granted += size
+                turn.set_result(None)
 
 
 def _pieces(payload: Payload) -> Iterator[tuple[int, int, memoryview]]:

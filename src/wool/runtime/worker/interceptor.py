@@ -38,9 +38,12 @@ class VersionInterceptor(grpc.aio.ServerInterceptor):
 def mismatch(metadata: Mapping[str, str | bytes]) -> str | None:
     """Why a client that says this about itself can't be served; None if it can."""
     wire = metadata.get(protocol.WIRE_KEY)
-    if wire != str(protocol.WIRE):
-        return f"Incompatible wire format: client {wire!r}, worker {protocol.WIRE}"
     client = str(metadata.get(protocol.VERSION_KEY, ""))
+    if wire != str(protocol.WIRE):
+        return (
+            f"Incompatible wire format: client {wire!r} (wool {client!r}), "
+            f"worker '{protocol.WIRE}' (wool {protocol.__version__!r})"
+        )
     theirs, ours = parse_version(client), parse_version(protocol.__version__)
     if theirs is None or ours is None:
         return f"Unparseable version: client {client!r}, worker {protocol.__version__!r}"

@@ -107,7 +107,7 @@ class WorkerPool:
         self._shutdown_timeout = shutdown_timeout
         self._namespace = None if discovery is not None else f"pool-{uuid4().hex}"
         self._entered = False
-        self._stack = AsyncExitStack()
+        self._discovering, self._publishing = AsyncExitStack(), AsyncExitStack()
         self._publisher: DiscoveryPublisherLike | None = None
         self._workers: list[WorkerLike] = []
         self._started: list[WorkerLike] = []
@@ -133,7 +133,7 @@ class WorkerPool:
                 self._workers = self._make_workers()
             await self._start(discovery)
         except BaseException as exc:
-            await _to_the_end(self._shut_down(_Departure(exc, self._shutdown_timeout)))
+            await self._leave(exc)
             raise
         return self
 
@@ -145,7 +145,7 @@ class WorkerPool:
     ) -> None:
         if self._proxy is not None:
             self._proxy.deactivate()
-        await _to_the_end(self._shut_down(_Departure(exc, self._shutdown_timeout)))
+        await self._leave(exc)
 
     # Entering
 
@@ -154,14 +154,14 @@ class WorkerPool:
         if given is None:
             assert self._namespace is not None
             given = LocalDiscovery(self._namespace)
-        discovery = await resolve(given, self._stack)
+        discovery = await resolve(given, self._discovering)
         if not isinstance(discovery, DiscoveryLike):
             message = f"Expected DiscoveryLike, got: {discovery!r}"
             raise TypeError(message) if self._size else ValueError(message)
         return discovery
 
     async def _enter_publisher(self, discovery: DiscoveryLike) -> DiscoveryPublisherLike:
-        publisher = await resolve(discovery.publisher, self._stack)
+        publisher = await resolve(discovery.publisher, self._publishing)
         if not isinstance(publisher, DiscoveryPublisherLike):
             raise ValueError(f"Expected DiscoveryPublisherLike, got: {publisher!r}")
         return publisher
@@ -268,18 +268,30 @@ class WorkerPool:
 
     # Leaving
 
+    async def _leave(self, exc: BaseException | None) -> None:
+        try:
+            await _to_the_end(self._shut_down(_Departure(exc, self._shutdown_timeout)))
+        finally:
+            # Here, as some context managers must be left by the task that has entered them.
+            try:
+                await self._leave_stack(self._publishing, exc)
+            finally:
+                await self._leave_stack(self._discovering, exc)
+
+    async def _leave_stack(self, stack: AsyncExitStack, exc: BaseException | None) -> None:
+        try:
+            async with asyncio.timeout(ANNOUNCE_TIMEOUT):
+                await stack.__aexit__(type(exc) if exc else None, exc, None)
+        except Exception:
+            logger.exception("The discovery of %r was not left in order", self)
+
     async def _shut_down(self, leaving: _Departure) -> None:
         """Take every step, whatever becomes of those before; cancelled, drain no more.
 
         A cancellation is raised at the end.
         """
         cancelled: asyncio.CancelledError | None = None
-        for step in (
-            self._stop_supervising,
-            self._stop_proxy,
-            self._stop_workers,
-            self._leave_stack,
-        ):
+        for step in (self._stop_supervising, self._stop_proxy, self._stop_workers):
             try:
                 await step(leaving)
             except asyncio.CancelledError as exc:
@@ -344,17 +356,11 @@ class WorkerPool:
         except Exception:
             logger.exception("Worker %s could not be announced as dropped", worker.uid)
 
-    async def _leave_stack(self, leaving: _Departure) -> None:
-        exc = leaving.cause
-        async with asyncio.timeout(ANNOUNCE_TIMEOUT):
-            await self._stack.__aexit__(type(exc) if exc else None, exc, None)
-
 
 class _Departure:
-    """How a pool is being left: for what, until when, and whether calls may finish."""
+    """How a pool is being left: until when, and whether calls may finish."""
 
     def __init__(self, cause: BaseException | None, timeout: float | None) -> None:
-        self.cause = cause
         self.drain = cause is None
         loop = asyncio.get_running_loop()
         self._deadline = None if timeout is None else loop.time() + timeout

@@ -22,6 +22,7 @@ from wool.runtime.worker.base import WorkerOptions
 from wool.runtime.worker.metadata import WorkerMetadata
 
 if TYPE_CHECKING:
+    from io import FileIO
     from uuid import UUID
 
     from wool.runtime.worker.auth import WorkerCredentials
@@ -314,11 +315,18 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-async def _read_all(pipe: Any) -> bytes:
+async def _read_all(pipe: FileIO) -> bytes:
+    """What comes until the end. A transport won't do: uvloop's closes the descriptor once more."""
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    readable = asyncio.Event()
+    os.set_blocking(pipe.fileno(), False)
+    loop.add_reader(pipe.fileno(), readable.set)
+    content = b""
     try:
-        return await reader.read()
+        while (piece := pipe.read(65536)) != b"":
+            content += piece or b""
+            await readable.wait()
+            readable.clear()
+        return content
     finally:
-        transport.close()
+        loop.remove_reader(pipe.fileno())

@@ -389,7 +389,7 @@ class _Running:
         self._credentials = credentials
         self.loop = asyncio.get_running_loop()
         self._connections: dict[UUID, WorkerConnection] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[WorkerConnection, asyncio.Task[None]] = {}
         self._stopped = False
         self._admitted = asyncio.Event()
         self._stack = AsyncExitStack()
@@ -441,12 +441,13 @@ class _Running:
 
     async def _close_connections(self, timeout: float | None) -> None:
         cancelled: asyncio.CancelledError | None = None
+        closing = {*self._connections.values(), *self._retiring}
         # Again after a cancellation, which may have come before a step had begun.
-        while self._connections or self._retiring:
-            closing = (self._close(uid, timeout) for uid in list(self._connections))
+        while closing:
             try:
                 results = await asyncio.gather(
-                    *closing, self._end_retirements(timeout), return_exceptions=True
+                    *(self._close(connection, closing, timeout) for connection in closing),
+                    return_exceptions=True,
                 )
             except asyncio.CancelledError as exc:
                 cancelled, timeout = exc, 0
@@ -456,15 +457,16 @@ class _Running:
         if cancelled is not None:
             raise cancelled
 
-    async def _close(self, uid: UUID, timeout: float | None) -> None:
-        await self._connections.pop(uid).close(timeout=timeout)
-
-    async def _end_retirements(self, timeout: float | None) -> None:
-        if self._retiring:
-            _, late = await asyncio.wait(self._retiring, timeout=timeout)
-            for retirement in late:
-                retirement.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+    async def _close(
+        self, connection: WorkerConnection, closing: set[WorkerConnection], timeout: float | None
+    ) -> None:
+        closing.discard(connection)
+        retirement = self._retiring.get(connection)
+        if retirement is not None:
+            retirement.cancel()
+        await connection.close(timeout=timeout)
+        if retirement is not None:
+            await asyncio.wait([retirement])
 
     async def first_worker(self, proxy: WorkerProxy) -> None:
         """Wait until a worker is admitted."""
@@ -485,7 +487,7 @@ class _Running:
 
     async def _watch(self, subscriber: DiscoverySubscriberLike) -> None:
         delay = FIRST_RETRY
-        while True:
+        while not self._stopped:
             try:
                 async with _closing(aiter(subscriber)) as events:
                     async for event in events:
@@ -549,10 +551,14 @@ class _Running:
         self._retire(self._connections.pop(metadata.uid))
 
     def _retire(self, connection: WorkerConnection) -> None:
-        """Let its calls end."""
-        retirement = self.loop.create_task(connection.close(timeout=None), name="wool retirement")
-        self._retiring.add(retirement)
-        retirement.add_done_callback(self._retiring.discard)
+        """Let its calls end, also the streams that wait for their consumer."""
+        retirement = self.loop.create_task(self._close_idle(connection), name="wool retirement")
+        self._retiring[connection] = retirement
+
+    async def _close_idle(self, connection: WorkerConnection) -> None:
+        await connection.idle()
+        await connection.close()
+        self._retiring.pop(connection, None)
 
     def _schedule_revival(self) -> None:
         if self._revival is not None:

@@ -3,8 +3,8 @@
 A session's requests are read by one task, its responses are written by the RPC's handler, an
 async generator; between the two stands the routine loop, which runs the tasks (see `executor`).
 This half never waits for that loop to decide anything: it refuses tasks while the worker drains,
-gives back those that the routine loop has not taken, and reads on unless more than `HIGH_WATER`
-bytes of responses wait for a client that doesn't read.
+gives back those that the routine loop has not taken, and reads on unless more responses than may
+(see `framing`) wait for a client that doesn't read.
 
 Input that ends without `last` is a lost client, and what runs for it is cancelled. A session that
 ends in order is left by the side that goes first with `last`; the handler returns only when the
@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import grpc
@@ -48,6 +49,7 @@ FAREWELL = 5.0
 """Seconds that a client may take to answer the end of a session."""
 
 DRAINING = "Worker service is shutting down"
+GIVEN_BACK = "it was withdrawn before it ran"
 
 
 class Event(NamedTuple):
@@ -79,6 +81,7 @@ class _Session:
         self._outbox = Outbox(_build)
         self._open: set[int] = set()
         self._finishing = False
+        self._client_left = False
         self.lost = False
         self._writable = asyncio.Event()
         self._readable = asyncio.Event()
@@ -87,24 +90,29 @@ class _Session:
 
     async def read(self, requests: AsyncIterator[protocol.RequestBatch]) -> None:
         """Take requests until the client has no more."""
-        ended = False
+        last = False
         try:
             async for batch in requests:
                 for frame in batch.frames:
                     self._receive(frame)
                 if self._exchange.mail:
                     self._service.routines.post(self._runner.receive)
-                ended = ended or batch.last
-                while self._outbox.size > HIGH_WATER and not self.lost:
+                last = last or batch.last
+                while self._crowded() and not self.lost:
                     self._readable.clear()
                     await self._readable.wait()
+            self._client_left = last
         except UnexpectedResponse as exc:
             logger.warning("A client broke the protocol and is cut off: %s", exc)
-            ended = False
-        if ended:
-            self.finish()
-        else:
-            self.lose()
+        finally:
+            if self._client_left:
+                self.finish()
+            else:
+                self.lose()
+
+    def _crowded(self) -> bool:
+        largest = self._service.options.max_send_message_length
+        return self._outbox.small > HIGH_WATER or self._outbox.large > largest
 
     def _receive(self, frame: protocol.Request) -> None:
         call = frame.call
@@ -130,9 +138,11 @@ class _Session:
         proxy = self._define(task.proxy) if task.HasField("proxy") else None
         if task.HasField("callable"):
             function = self._define(task.callable)
-        else:
+        elif arguments.buffers:
             function = Definition(bytes(arguments.buffers[-1]), reusable=False)
             arguments = arguments._replace(buffers=arguments.buffers[:-1])
+        else:
+            raise UnexpectedResponse(f"call {call} is of nothing callable")
         if self._service.stopping.is_set():
             self._put(Outgoing(call, "nack", body=DRAINING))
             return
@@ -153,10 +163,15 @@ class _Session:
         return definition
 
     def _give_back(self, call: int, kind: str) -> None:
-        arrived = self._exchange.pending.pop(call, None) is not None
-        if self._assemblies.discard(call) or arrived:
-            self._put(Outgoing(call, "nack", body="it was withdrawn before it ran"))
-        elif kind == "cancel":
+        if self._exchange.pending.pop(call, None) is not None:
+            self._put(Outgoing(call, "nack", body=GIVEN_BACK))
+        elif call not in self._open:
+            if self._assemblies.discard(call):
+                self._put(Outgoing(call, "nack", body=GIVEN_BACK))
+        elif kind == "withdraw":
+            self._put(Outgoing(call, "ack"))
+        else:
+            self._assemblies.discard(call)
             self._exchange.mail.append((call, kind, None))
 
     # Responses
@@ -179,18 +194,25 @@ class _Session:
 
     async def batches(self) -> AsyncIterator[protocol.ResponseBatch]:
         """What there is to write, until the end of the session."""
-        while not self.lost:
-            batch = protocol.ResponseBatch()
-            self._outbox.fill(batch)
-            self._readable.set()
-            if batch.frames:
-                yield batch
-            elif self._finishing:
-                yield protocol.ResponseBatch(last=True)
-                return
-            else:
-                self._writable.clear()
-                await self._writable.wait()
+        farewell: asyncio.TimerHandle | None = None
+        try:
+            while not self.lost:
+                batch = protocol.ResponseBatch()
+                self._outbox.fill(batch)
+                self._readable.set()
+                if batch.frames:
+                    yield batch
+                elif self._finishing and farewell is None:
+                    farewell = self._loop.call_later(FAREWELL, self.lose)
+                    yield protocol.ResponseBatch(last=True)
+                elif self._client_left:
+                    return
+                else:
+                    self._writable.clear()
+                    await self._writable.wait()
+        finally:
+            if farewell is not None:
+                farewell.cancel()
 
     # The end
 
@@ -269,6 +291,7 @@ class WorkerService:
         self._idle.set()
         self._gone = asyncio.Event()
         self._gone.set()
+        self._until = math.inf
         self._drain: asyncio.Timeout | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -310,8 +333,6 @@ class WorkerService:
         try:
             async for batch in session.batches():
                 yield batch
-            if not session.lost:
-                await asyncio.wait([reading], timeout=FAREWELL)
         finally:
             reading.cancel()
             # A task of its own: gRPC may cancel this one, or stop awaiting it, at any point.
@@ -336,21 +357,22 @@ class WorkerService:
         A later stop may shorten the draining of an earlier one.
         """
         self._stopping.set()
-        loop = asyncio.get_running_loop()
-        until = None if request.timeout < 0 else loop.time() + request.timeout
+        if request.timeout >= 0:
+            until = asyncio.get_running_loop().time() + request.timeout
+            self._until = min(self._until, until)
         if self._ending is None:
-            self._drain = asyncio.timeout_at(until)
-            self._ending = asyncio.create_task(self._end(self._drain), name="wool stop")
-        elif until is not None and self._drain is not None and not self._drain.expired():
-            when = self._drain.when()
-            if when is None or until < when:
-                self._drain.reschedule(until)
+            self._ending = asyncio.create_task(self._end(), name="wool stop")
+        elif self._drain is not None and not self._drain.expired():
+            self._drain.reschedule(self._deadline())
         await asyncio.shield(self._ending)
         return protocol.Void()
 
-    async def _end(self, drain: asyncio.Timeout) -> None:
+    def _deadline(self) -> float | None:
+        return self._until if self._until < math.inf else None
+
+    async def _end(self) -> None:
         try:
-            async with drain:
+            async with asyncio.timeout_at(self._deadline()) as self._drain:
                 await self._idle.wait()
         except TimeoutError:
             logger.debug("Cancelling what still runs")

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -37,9 +37,11 @@ from wool import protocol
 from wool.runtime.errors import PayloadTooLarge, TransientRpcError, UnexpectedResponse, WorkerLost
 from wool.runtime.worker.call import Call, Stage
 from wool.runtime.worker.framing import (
+    CHUNK,
     HIGH_WATER,
     TERMINAL,
     Assemblies,
+    Gate,
     Outbox,
     Outgoing,
     write_payload,
@@ -96,10 +98,11 @@ class Session:
         self._last_number = 0
         self._definitions: OrderedDict[bytes, int] = OrderedDict()
         self._outbox = Outbox(self._build)
-        self._granted = 0
-        self._waiting_for_room: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._small_gate = Gate(HIGH_WATER, lambda: self._outbox.small)
+        self._large_gate = Gate(options.max_receive_message_length, lambda: self._outbox.large)
         self._assemblies = Assemblies(options.max_send_message_length)
         self._accepting = True
+        self._closing = False
         self._leaving = False
         self._writable = asyncio.Event()
         self._idle = asyncio.Event()
@@ -139,8 +142,9 @@ class Session:
                 "max_receive_message_length",
                 limit,
             )
-        if self._waiting_for_room or self._outbox.size >= HIGH_WATER:
-            await self._room(payload.size)
+        gate = self._large_gate if payload.size > CHUNK else self._small_gate
+        if gate.crowded:
+            await gate.enter(payload.size)
         if not self._accepting:
             raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} takes no more calls")
         self._last_number += 1
@@ -193,26 +197,9 @@ class Session:
             self._idle.set()
         return call
 
-    async def _room(self, size: int) -> None:
-        room: asyncio.Future[None] = self._loop.create_future()
-        self._waiting_for_room.append((room, size))
-        try:
-            await room
-        except asyncio.CancelledError:
-            if not room.cancelled():
-                self._granted -= size
-                self._grant()
-            raise
-        self._granted -= size
-
     def _grant(self) -> None:
-        while self._waiting_for_room and (
-            self._outbox.size + self._granted < HIGH_WATER or not self._accepting
-        ):
-            room, size = self._waiting_for_room.popleft()
-            if not room.done():
-                self._granted += size
-                room.set_result(None)
+        self._small_gate.advance(everyone=not self._accepting)
+        self._large_gate.advance(everyone=not self._accepting)
 
     # The writer
 
@@ -295,6 +282,7 @@ class Session:
             reason = str(exc)
         except asyncio.CancelledError:
             if self._reader.cancelling():
+                self._abandon_calls()  # The end of `asyncio.run` cancels this task, too.
                 raise
             reason = "the call was cancelled by gRPC"
         await self._lose(reason)
@@ -360,17 +348,21 @@ class Session:
         self._writable.set()
         self._grant()
 
+    async def idle(self) -> None:
+        """Return when it has no calls, streams that wait for their consumer included."""
+        await self._idle.wait()
+
     async def close(self, *, timeout: float | None = 0) -> None:
         """Leave when running calls have ended, at most `timeout` seconds later (None: any time).
 
-        Streams that wait for their consumer are closed at once.
+        Streams that wait for their consumer are closed at once, others after the step they take.
         """
         self._accepting = False
+        self._closing = True
         self._grant()
         try:
-            for call in [call for call in self._calls.values() if call.suspended]:
-                self.send(call, "close")
-                call.abandoned = RuntimeError(f"{call.tag} was open when its pool was left")
+            for call in list(self._calls.values()):
+                self.suspend(call)
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
             self._leave()
@@ -381,13 +373,22 @@ class Session:
         finally:
             await self._cut()
 
+    def suspend(self, call: Call) -> None:
+        """A stream waits for its consumer, in vain if the session is being closed."""
+        if self._closing and call.suspended:
+            self.send(call, "close")
+            call.abandoned = RuntimeError(f"{call.tag} was open when its pool was left")
+
     async def _cut(self) -> None:
         self._leave()
         self._timer.cancel()
         self._stream.cancel()
         self._reader.cancel()
         self._writer.cancel()
+        self._abandon_calls()
+        await asyncio.wait([self._reader, self._writer])
+
+    def _abandon_calls(self) -> None:
         for call in list(self._calls.values()):
             self._remove(call.number)
             call.fail(asyncio.CancelledError(f"{call.tag} was running when its pool was left"))
-        await asyncio.wait([self._reader, self._writer])
