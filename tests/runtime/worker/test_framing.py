@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wool.protocol import Chunk, Response, ResponseBatch
+from wool.protocol import Payload as Message
+from wool.runtime.errors import UnexpectedResponse
+from wool.runtime.serializer import Payload
+from wool.runtime.worker.framing import (
+    BATCH,
+    CHUNK,
+    OVERHEAD,
+    Assemblies,
+    Outbox,
+    Outgoing,
+    write_payload,
+)
+
+LIMIT = 64 * CHUNK
+
+sizes = st.one_of(
+    st.integers(0, 100), st.sampled_from([CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 7])
+)
+parts = st.builds(
+    lambda size, seed, kind: kind(bytes([seed]) * size),
+    sizes,
+    st.integers(0, 255),
+    st.sampled_from([bytes, bytearray, memoryview]),
+)
+payloads = st.builds(
+    lambda data, buffers: Payload(bytes(data), tuple(buffers)), parts, st.lists(parts, max_size=4)
+)
+
+
+def build(frame: Response, item: Outgoing) -> None:
+    if item.payload is not None:
+        write_payload(frame.item, item.payload)
+        frame.item.SetInParent()
+    else:
+        frame.ack = True
+
+
+def drain(outbox: Outbox) -> list[ResponseBatch]:
+    batches = []
+    while outbox:
+        batch = ResponseBatch()
+        outbox.fill(batch)
+        if batch.frames:
+            batches.append(batch)
+    return batches
+
+
+def receive(batches: list[ResponseBatch]) -> list[tuple[int, Payload | None]]:
+    """What arrives, in order, over a wire that keeps messages whole."""
+    assemblies = Assemblies(LIMIT)
+    arrived: list[tuple[int, Payload | None]] = []
+    for batch in batches:
+        for frame in ResponseBatch.FromString(batch.SerializeToString()).frames:
+            if frame.WhichOneof("kind") == "chunk":
+                assemblies.add(frame.call, frame.chunk)
+            elif frame.WhichOneof("kind") == "item":
+                arrived.append((frame.call, assemblies.take(frame.call, frame.item)))
+            else:
+                arrived.append((frame.call, None))
+    return arrived
+
+
+def content(payload: Payload | None) -> list[bytes] | None:
+    return None if payload is None else [bytes(payload.data), *map(bytes, payload.buffers)]
+
+
+@given(st.lists(payloads, min_size=1, max_size=4))
+def test_payloads_cut_and_put_together_again(given_payloads: list[Payload]) -> None:
+    outbox = Outbox(build)
+    for call, payload in enumerate(given_payloads):
+        outbox.put(Outgoing(call, "item", payload))
+
+    arrived = dict(receive(drain(outbox)))
+
+    assert {call: content(payload) for call, payload in arrived.items()} == {
+        call: content(payload) for call, payload in enumerate(given_payloads)
+    }
+    assert outbox.size == 0
+
+
+@given(st.lists(st.one_of(st.none(), payloads), max_size=8), st.data())
+def test_outbox_anything_put_or_dropped_in_any_order(
+    queued: list[Payload | None], data: st.DataObject
+) -> None:
+    """What isn't dropped arrives, what is dropped doesn't, and nothing is left to account for."""
+    outbox = Outbox(build)
+    items = [Outgoing(call, "item", payload) for call, payload in enumerate(queued)]
+    batches = []
+    dropped = set()
+    for item in items:
+        outbox.put(item)
+        action = data.draw(st.sampled_from(["wait", "fill", "drop"]))
+        if action == "fill":
+            batches.append(ResponseBatch())
+            outbox.fill(batches[-1])
+        elif action == "drop":
+            victim = data.draw(st.sampled_from(items[: item.call + 1]))
+            if not victim.over:
+                dropped.add(victim.call)
+            outbox.drop(victim)
+    batches += drain(outbox)
+
+    arrived = receive(batches)
+
+    assert {call for call, _ in arrived} == {item.call for item in items} - dropped
+    assert len(arrived) == len(items) - len(dropped)
+    assert outbox.size == 0
+    assert not outbox
+
+
+@given(st.lists(st.integers(0, 2000), min_size=1, max_size=50))
+def test_small_frames_keep_their_order(small_sizes: list[int]) -> None:
+    outbox = Outbox(build)
+    for call, size in enumerate(small_sizes):
+        outbox.put(Outgoing(call, "item", Payload(b"x" * size)))
+
+    assert [call for call, _ in receive(drain(outbox))] == list(range(len(small_sizes)))
+
+
+def test_large_payloads_interleave_and_small_frames_pass() -> None:
+    outbox = Outbox(build)
+    for call in (1, 2, 3):
+        outbox.put(Outgoing(call, "item", Payload(b"x" * 3 * CHUNK)))
+    outbox.put(Outgoing(4, "item", Payload(b"small")))
+
+    batches = drain(outbox)
+
+    assert batches[0].frames[0].call == 4
+    order = [f.call for b in batches for f in b.frames if f.WhichOneof("kind") == "chunk"]
+    assert order == [1, 2, 3] * 3
+    assert [call for call, _ in receive(batches)] == [4, 1, 2, 3]
+
+
+def test_large_payload_dropped_lets_the_next_one_leave_at_once() -> None:
+    """A batch is not empty while something waits: an empty one puts the writer to sleep."""
+    outbox = Outbox(build)
+    items = [Outgoing(call, "item", Payload(b"x" * 2 * CHUNK)) for call in (1, 2)]
+    for item in items:
+        outbox.put(item)
+    outbox.drop(items[0])
+    batch = ResponseBatch()
+
+    begun = outbox.fill(batch)
+
+    assert begun == [items[1]]
+    assert [frame.call for frame in batch.frames] == [2]
+
+
+def test_payload_of_many_parts_takes_few_messages() -> None:
+    outbox = Outbox(build)
+    buffers = tuple(bytes([i % 256]) * 100 for i in range(10_000))
+    outbox.put(Outgoing(1, "item", Payload(b"data", buffers)))
+
+    batches = drain(outbox)
+
+    assert len(batches) < 10
+    ((_, payload),) = receive(batches)
+    assert content(payload) == [b"data", *buffers]
+
+
+@given(st.lists(st.tuples(sizes, st.integers(0, 64 * 1024)), min_size=1, max_size=60))
+def test_messages_stay_small(queued: list[tuple[int, int]]) -> None:
+    """What else a frame holds, as a callable that travels by value, counts as well."""
+
+    def build_heavy(frame: Response, item: Outgoing) -> None:
+        build(frame, item)
+        frame.call = item.call
+        frame.item.buffers.append(b"x" * item.weight)
+
+    outbox = Outbox(build_heavy)
+    for call, (size, weight) in enumerate(queued):
+        outbox.put(Outgoing(call, "item", Payload(b"x" * size), weight=weight))
+
+    assert max(batch.ByteSize() for batch in drain(outbox)) < BATCH + 2 * CHUNK + 65 * 1024
+
+
+def test_drop_of_what_has_left_changes_nothing() -> None:
+    outbox = Outbox(build)
+    item = Outgoing(1, "item", Payload(b"x"))
+    outbox.put(item)
+    assert outbox.size == OVERHEAD + 1
+    drain(outbox)
+
+    outbox.drop(item)
+
+    assert outbox.size == 0
+    assert item.payload is None
+
+
+def chunk(part: int, size: int, data: bytes) -> Chunk:
+    return Chunk(part=part, size=size, data=data)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [chunk(1, 1, b"x")],
+        [chunk(0, 2, b"xy"), chunk(2, 1, b"x")],
+        [chunk(0, 2, b"x"), chunk(1, 1, b"x")],
+        [chunk(0, 2, b"xyz")],
+        [chunk(0, 2, b"xy"), chunk(0, 2, b"z")],
+        [chunk(0, 2, b"xy"), chunk(1, 1, b"z"), chunk(0, 2, b"")],
+    ],
+    ids=["starts late", "skips a part", "leaves a gap", "too long", "twice", "goes back"],
+)
+def test_misplaced_chunk(chunks: list[Chunk]) -> None:
+    assemblies = Assemblies(100)
+    for each in chunks[:-1]:
+        assemblies.add(7, each)
+
+    with pytest.raises(UnexpectedResponse, match="misplaced chunk of call 7"):
+        assemblies.add(7, chunks[-1])
+
+    assert not assemblies.discard(7)
+
+
+@pytest.mark.parametrize("ahead", [[], [chunk(0, 90, b"x" * 90)]])
+def test_chunk_beyond_the_limit_is_refused_before_room_is_made(ahead: list[Chunk]) -> None:
+    assemblies = Assemblies(100)
+    for each in ahead:
+        assemblies.add(7, each)
+
+    with pytest.raises(UnexpectedResponse, match="payload of call 7 exceeds 100 bytes"):
+        assemblies.add(7, chunk(len(ahead), 101 - 90 * len(ahead), b"x"))
+
+    assert not assemblies.discard(7)
+
+
+@pytest.mark.parametrize("chunks", [[], [chunk(0, 2, b"x")]], ids=["nothing", "half"])
+def test_incomplete_payload_is_refused(chunks: list[Chunk]) -> None:
+    assemblies = Assemblies(100)
+    for each in chunks:
+        assemblies.add(7, each)
+
+    with pytest.raises(UnexpectedResponse, match="payload of call 7 is incomplete"):
+        assemblies.take(7, Message(chunked=True))
+
+
+def test_discarded_payload_leaves_others_alone() -> None:
+    assemblies = Assemblies(100)
+    assemblies.add(1, chunk(0, 2, b"x"))
+    assemblies.add(2, chunk(0, 2, b"ab"))
+
+    assert assemblies.discard(1)
+    assert not assemblies.discard(1)
+
+    assert bytes(assemblies.take(2, Message(chunked=True)).data) == b"ab"

@@ -1,0 +1,205 @@
+"""Workers of programs that end in all the ways programs end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.programs import Surroundings
+from tests.support import eventually
+from wool.runtime.worker import main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+POOL = """
+import asyncio, os, sys
+import wool
+
+print("imported", flush=True)
+
+@wool.routine
+async def pid():
+    return os.getpid()
+
+@wool.routine
+async def nap():
+    await asyncio.sleep(600)
+
+async def main():
+    # A discovery of its own would leave its records to whoever looks at that namespace next.
+    async with wool.WorkerPool(size=2):
+        print(*{await pid() for _ in range(4)}, flush=True)
+        await nap()
+
+asyncio.run(main())
+"""
+
+WORKER = """
+import asyncio
+import wool
+
+async def main():
+    global worker
+    worker = wool.LocalWorker()
+    await worker.start()
+    print(worker.metadata.pid, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def surroundings() -> Iterator[Surroundings]:
+    with Surroundings.make() as surroundings:
+        yield surroundings
+
+
+class Program:
+    """A program with a pool of two workers and a call that never ends."""
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, surroundings.write("program.py", POOL)],
+            cwd=surroundings.work,
+            env=surroundings.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "imported\n"
+        self.workers = [int(pid) for pid in self.process.stdout.readline().split()]
+
+    def end(self) -> tuple[int, str, str]:
+        output, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, output, errors
+
+
+def sockets(surroundings: Surroundings) -> list[str]:
+    return [path.name for path in (surroundings.runtime / "wool").glob("w*")]
+
+
+async def test_parent_that_is_killed_leaves_no_worker_and_no_socket(
+    surroundings: Surroundings,
+) -> None:
+    """A50."""
+    program = Program(surroundings)
+    assert len(sockets(surroundings)) == 2
+    os.kill(program.process.pid, signal.SIGKILL)
+    assert program.end() == (-signal.SIGKILL, "", "")
+    await eventually(lambda: not any(map(psutil.pid_exists, program.workers)), timeout=30)
+    assert sockets(surroundings) == []
+
+
+async def test_sockets_of_what_was_killed_together_go_with_the_next_start(
+    surroundings: Surroundings,
+) -> None:
+    program = Program(surroundings)
+    parent = psutil.Process(program.process.pid)
+    family = [*parent.children(recursive=True), parent]
+    for process in family:
+        process.suspend()
+    for process in family:
+        process.kill()
+    program.end()
+    await eventually(lambda: not any(map(psutil.pid_exists, program.workers)), timeout=30)
+    assert len(sockets(surroundings)) == 2
+    assert surroundings.run(surroundings.write("next.py", WORKER)).code == 0
+    await eventually(lambda: sockets(surroundings) == [], timeout=30)
+
+
+async def test_interrupted_program_ends_with_its_workers(surroundings: Surroundings) -> None:
+    """Suspicion 12: Ctrl-C in the terminal; the workers say nothing about it."""
+    program = Program(surroundings)
+    os.killpg(program.process.pid, signal.SIGINT)
+    code, output, errors = program.end()
+    assert (code, output) == (-signal.SIGINT, "")
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert errors.count("Traceback") <= 2
+    assert surroundings.left() == []
+
+
+@pytest.mark.parametrize("options", [[], ["-W", "error"], ["-X", "dev"]])
+async def test_program_that_forgets_its_worker_ends(
+    surroundings: Surroundings, options: list[str]
+) -> None:
+    """A52."""
+    ended = surroundings.run(*options, surroundings.write("program.py", WORKER))
+    assert ended.code == 0
+    await eventually(lambda: not psutil.pid_exists(int(ended.output)), timeout=30)
+    await eventually(lambda: sockets(surroundings) == [], timeout=30)
+
+
+def test_worker_does_not_import_the_program_and_inherits_its_options(
+    surroundings: Surroundings,
+) -> None:
+    """Without a guard; A worker prints what its routines print, and nothing else."""
+    program = """
+import asyncio, sys, warnings
+import wool
+
+print("imported")
+
+@wool.routine
+async def options():
+    print("here", flush=True)
+    warnings.filters
+    return sys.warnoptions, sys.flags.optimize, sys.flags.dont_write_bytecode, sys._xoptions
+
+async def main():
+    async with wool.WorkerPool(size=1):
+        print(*await options())
+
+sys.stdout.reconfigure(line_buffering=True)
+asyncio.run(main())
+"""
+    ended = surroundings.run(
+        "-O",
+        "-B",
+        "-W",
+        "error::UserWarning",
+        "-W",
+        "ignore::ResourceWarning",
+        "-X",
+        "utf8",
+        surroundings.write("program.py", program),
+    )
+    assert ended.errors == ""
+    assert ended.output.splitlines() == [
+        "imported",
+        "here",
+        "['error::UserWarning', 'ignore::ResourceWarning'] 1 1 {'utf8': True}",
+    ]
+    assert surroundings.left() == []
+
+
+def test_worker_started_by_hand_says_what_it_wants(surroundings: Surroundings) -> None:
+    """The end of its control pipe is the end of its parent."""
+    control, parent = os.pipe()
+    report, worker = os.pipe()
+    os.close(parent)
+    command = [sys.executable, "-m", "wool.runtime.worker.main", str(control), str(worker)]
+    process = subprocess.Popen(
+        command, pass_fds=(control, worker), env=surroundings.environment, cwd=surroundings.work
+    )
+    os.close(control)
+    os.close(worker)
+    with os.fdopen(report, "rb") as pipe:
+        assert pipe.read() == b"!EOFError: the parent has gone"
+    assert process.wait(60) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "address"),
+    [("127.0.0.1", 80, "127.0.0.1:80"), ("::1", 80, "[::1]:80"), ("host", 1, "host:1")],
+)
+def test_address_of_a_host_and_a_port(host: str, port: int, address: str) -> None:
+    assert main._join(host, port) == address
