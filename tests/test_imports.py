@@ -31,6 +31,7 @@ LAYERS = [
     ("wool.runtime.worker.connection",),
     ("wool.runtime.loadbalancer.base",),
     ("wool.runtime.loadbalancer.*",),
+    ("wool.runtime.worker.roster",),
     ("wool.runtime.worker.proxy",),
     ("wool.runtime.worker.executor", "wool.runtime.worker.interceptor"),
     ("wool.runtime.worker.service",),

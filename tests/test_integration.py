@@ -5,7 +5,9 @@ The workers that durable and hybrid pools discover are announced by a pool in an
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager, nullcontext
@@ -20,6 +22,7 @@ import wool
 from tests import integration_routines
 from tests.integration_routines import STEPS, Class, Instance, Report, Static
 from tests.programs import ROOT
+from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -289,6 +292,20 @@ async def test_pool_given_a_discovery_that_is_good_for_one_entry(
 
     check(report, workers | neighbours, None)
     assert values(report.nested) == [7, 8, 9]
+
+
+async def test_worker_that_is_slow_to_answer_is_waited_for() -> None:
+    """A03, A09: its machine is busy, here for a second; it stays in the pool, and gets the call."""
+    async with wool.WorkerPool(size=1):
+        await eventually(lambda: admitted()[0])
+        (worker,), _ = admitted()
+        os.kill(worker, signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(1, os.kill, worker, signal.SIGCONT)
+
+        report = await integration_routines.one(7)
+
+        assert report.process == worker
+        assert admitted()[0] == {worker}
 
 
 def admitted() -> tuple[set[int], int | None]:

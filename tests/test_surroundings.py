@@ -118,15 +118,17 @@ def test_quickstart_from_standard_input(surroundings: Surroundings) -> None:
     assert surroundings.left() == []
 
 
-def test_quickstart_without_standard_streams(surroundings: Surroundings) -> None:
-    """As in a daemon: the descriptors 0, 1 and 2 are closed, and pipes get these numbers."""
-    last = f"os.close(0), os.close(1), os.close(2); print = open('result', 'w').write; {RUN}"
-    path = surroundings.write("quickstart.py", f"import os\n{replaced(last)}")
+@pytest.mark.parametrize("closed", [[0], [1], [0, 1, 2]], ids=str)
+def test_quickstart_without_standard_streams(surroundings: Surroundings, closed: list[int]) -> None:
+    """As in a daemon: pipes get the numbers of the descriptors that are closed."""
+    head = f"import os\nfor number in {closed}: os.close(number)\n"
+    last = f"print = open('result', 'w').write\n{RUN}"
+    path = surroundings.write("quickstart.py", f"{head}{replaced(last)}")
     result = surroundings.write("result", "")
 
     ended = surroundings.run(path)
 
-    assert ended.code == 0
+    assert (ended.code, ended.errors) == (0, "")
     assert result.read_text(encoding="utf-8") == RESULT
     assert surroundings.left() == []
 

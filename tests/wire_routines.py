@@ -213,6 +213,14 @@ async def hold(thing: Thing, fails: bool = False) -> Thing:
 
 
 @wool.routine
+async def hold_on(thing: Thing) -> None:
+    references[:] = [weakref.ref(thing), weakref.ref(asyncio.current_task())]
+    references.append(weakref.ref(wool.current_task()))
+    log.append("hold started")
+    await asyncio.Event().wait()  # A loop keeps the timer of a cancelled sleep for a while.
+
+
+@wool.routine
 async def hold_stream(thing: Thing) -> AsyncGenerator[Thing, None]:
     references[:] = [weakref.ref(thing), weakref.ref(asyncio.current_task())]
     references.append(weakref.ref(wool.current_task()))

@@ -163,7 +163,10 @@ async def fail(error: BaseException) -> None:
 @wool.routine
 async def fail_while_handling() -> None:
     try:
-        raise LookupError("inner")
+        try:
+            raise KeyError("innermost")
+        finally:
+            raise LookupError("inner")
     except LookupError:
         raise Oops(code=6)  # noqa: B904
 
@@ -186,3 +189,11 @@ async def sleeper(behaviour: str, log: str) -> str:
     finally:
         note(log, "ended")
     return "slept"
+
+
+@wool.routine
+async def sleepers(behaviour: str, log: str) -> AsyncGenerator[str, None]:
+    """Sleeps in its second step until it is cancelled, and then does as it was told."""
+    yield "first"
+    yield await sleeper.__wrapped__(behaviour, log)  # type: ignore[attr-defined]
+    yield "last"

@@ -27,6 +27,7 @@ from tests.runtime.routines import (
     nothing,
     refusing,
     sleeper,
+    sleepers,
     sore,
     stubborn,
     tried,
@@ -367,3 +368,30 @@ async def group_failed(behaviour: str, function: Function, log: str) -> object:
 @pytest.mark.parametrize("scenario", [cancelled, timed_out, group_failed])
 async def test_coroutine_is_cancelled(scenario: Any, behaviour: str, tmp_path: Path) -> None:
     await compare(partial(scenario, behaviour), sleeper, tmp_path)
+
+
+async def step_cancelled(behaviour: str, function: Function, log: str) -> object:
+    generator = function(behaviour, log)
+    first = await anext(generator)
+    step = asyncio.create_task(generator.__anext__())
+    await eventually(lambda: "began" in noted(log))
+    step.cancel()
+    second = await tried(step), noted(log)
+    return first, second, await tried(anext(generator)), await tried(generator.aclose())
+
+
+async def consumer_cancelled(behaviour: str, function: Function, log: str) -> object:
+    async def consume() -> None:
+        async for item in function(behaviour, log):
+            note(log, f"consumed {item}")
+
+    task = asyncio.create_task(consume())
+    await eventually(lambda: "began" in noted(log))
+    task.cancel()
+    return await tried(task)
+
+
+@pytest.mark.parametrize("behaviour", ["give in", "return", "raise", "sleep"])
+@pytest.mark.parametrize("scenario", [step_cancelled, consumer_cancelled])
+async def test_generator_is_cancelled(scenario: Any, behaviour: str, tmp_path: Path) -> None:
+    await compare(partial(scenario, behaviour), sleepers, tmp_path)

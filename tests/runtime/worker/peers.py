@@ -218,18 +218,23 @@ class RawClient:
     async def read(self) -> Response:
         """The next frame."""
         while not self.received:
-            batch = await self.stream.read()
-            if batch is grpc.aio.EOF:
-                raise EOFError
-            self.received += batch.frames
+            await self._receive()
         return self.received.pop(0)
 
     async def reply(self, call: int, *, to: str = "") -> Response:
         """The next frame of a call that isn't an `ack`, or is one if `to` says so."""
         while True:
-            frame = await self.read()
-            if frame.call == call and (frame.WhichOneof("kind") != "ack" or to == "ack"):
-                return frame
+            for frame in self.received:
+                if frame.call == call and (frame.WhichOneof("kind") == "ack") == (to == "ack"):
+                    self.received.remove(frame)
+                    return frame
+            await self._receive()
+
+    async def _receive(self) -> None:
+        batch = await self.stream.read()
+        if batch is grpc.aio.EOF:
+            raise EOFError
+        self.received += batch.frames
 
     async def ended(self) -> grpc.StatusCode:
         """The status with which the worker ends the stream."""
@@ -246,6 +251,7 @@ async def raw(address: str, metadata: Any = None) -> AsyncIterator[RawClient]:
             yield client
         finally:
             client.stream.cancel()
+            client.stream = None  # A test's arguments outlive it, and the channel with them.
 
 
 async def settled(check: Callable[[], Awaitable[object]], timeout: float = 20) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,7 +30,7 @@ async def worker() -> AsyncIterator[LocalWorker]:
     worker = LocalWorker("fast", shutdown_grace_period=5, colour="blue")
     await worker.start()
     yield worker
-    if worker._process.alive:
+    with suppress(RuntimeError):
         await worker.stop()
 
 
@@ -41,6 +42,16 @@ def id_of(worker: LocalWorker) -> int:
 def proxy(worker: LocalWorker) -> WorkerProxy:
     assert worker.metadata is not None
     return WorkerProxy(workers=[worker.metadata])
+
+
+async def refusal() -> str:
+    """Wait until calls are refused; says why they are."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await pid()
+            except wool.NoWorkersAvailable as exc:
+                return str(exc)
 
 
 async def test_worker_before_its_start() -> None:
@@ -132,13 +143,7 @@ async def test_stop_with_a_negative_timeout_drains_and_refuses_what_is_new(
         call = asyncio.create_task(nap(path, seconds=1))
         await started(path)
         stopping = asyncio.create_task(worker.stop(timeout=-1))
-        async with asyncio.timeout(30):
-            while True:
-                try:
-                    await pid()
-                except wool.NoWorkersAvailable as refusal:
-                    assert "shutting down" in str(refusal)
-                    break
+        assert "shutting down" in await refusal()
         assert await call == "slept"
         await stopping
 
@@ -261,7 +266,8 @@ async def test_stop_of_a_worker_that_does_not_answer(
     os.kill(id_of(worker), signal.SIGSTOP)
     await worker.stop()
     assert await worker.wait() == "its process was killed by signal SIGKILL"
-    assert "did not stop when asked to: DEADLINE_EXCEEDED" in caplog.text
+    assert "did not stop when asked to: " in caplog.text
+    caplog.clear()  # The error that it keeps has a hold on the channel.
 
 
 async def test_signals_of_a_worker_with_calls(worker: LocalWorker, path: str) -> None:
@@ -271,10 +277,7 @@ async def test_signals_of_a_worker_with_calls(worker: LocalWorker, path: str) ->
         call = asyncio.create_task(nap(path))
         await started(path)
         os.kill(id_of(worker), signal.SIGINT)
-        async with asyncio.timeout(30):
-            with pytest.raises(wool.NoWorkersAvailable):
-                while True:
-                    await pid()
+        await refusal()
         assert not ended(path)
         os.kill(id_of(worker), signal.SIGTERM)
         with pytest.raises(asyncio.CancelledError):

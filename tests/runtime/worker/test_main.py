@@ -33,7 +33,6 @@ async def nap():
     await asyncio.sleep(600)
 
 async def main():
-    # A discovery of its own would leave its records to whoever looks at that namespace next.
     async with wool.WorkerPool(size=2):
         print(*{await pid() for _ in range(4)}, flush=True)
         await nap()
@@ -123,7 +122,7 @@ async def test_interrupted_program_ends_with_its_workers(surroundings: Surroundi
     code, output, errors = program.end()
     assert (code, output) == (-signal.SIGINT, "")
     assert errors.rstrip().endswith("KeyboardInterrupt")
-    assert errors.count("Traceback") <= 2
+    assert "wool/runtime/worker/main.py" not in errors
     assert surroundings.left() == []
 
 
@@ -151,7 +150,6 @@ print("imported")
 @wool.routine
 async def options():
     print("here", flush=True)
-    warnings.filters
     return sys.warnoptions, sys.flags.optimize, sys.flags.dont_write_bytecode, sys._xoptions
 
 async def main():

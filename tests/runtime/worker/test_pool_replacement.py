@@ -148,8 +148,9 @@ async def test_replacement_that_can_not_be_announced_is_stopped_and_tried_again(
         assert await pid() == third.pid
 
 
+@pytest.mark.filterwarnings("default:.* is not replaced:RuntimeWarning")
 async def test_worker_that_dies_repeatedly_at_start_is_given_up_on(
-    impatient: None, caplog: pytest.LogCaptureFixture
+    impatient: None, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     made: list[LocalWorker] = []
 
@@ -161,21 +162,24 @@ async def test_worker_that_dies_repeatedly_at_start_is_given_up_on(
         made.append((LocalWorker if len(made) < 2 else Lame)())
         return made[-1]
 
+    last = "has died and is not replaced: 5 others did not start"
     async with WorkerPool(size=2, lease=0, worker=worker):
         await eventually(lambda: len(admitted()) == 2)
         victim, survivor = admitted()
         os.kill(victim.pid, signal.SIGKILL)
-        await eventually(lambda: "is given up on" in caplog.text, timeout=30)
+        await eventually(lambda: last in caplog.text, timeout=30)
         assert len(made) == 2 + 5
         assert {await pid() for _ in range(3)} == {survivor.pid}
-    [record] = [record for record in caplog.records if "is given up on" in record.message]
+    assert last in str(recwarn.pop(RuntimeWarning).message)
+    [record] = [record for record in caplog.records if last in record.message]
     assert record.levelname == "ERROR"
 
 
+@pytest.mark.filterwarnings("ignore:.* is not replaced:RuntimeWarning")
 async def test_slot_of_a_worker_given_up_on_is_open_to_strangers(
     impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wool.runtime.worker.pool.REPLACEMENTS", 0)
+    monkeypatch.setattr("wool.runtime.worker.pool.ATTEMPTS", 0)
     stranger = LocalWorker()
     await stranger.start()
     try:

@@ -304,7 +304,7 @@ async def test_call_waits_for_the_first_worker_without_using_the_cpu(
 async def test_call_times_out_if_no_worker_comes_and_says_who_was_refused(
     discovery: MemoryDiscovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wool.runtime.worker.proxy.FIRST_WORKER_TIMEOUT", 0.2)
+    monkeypatch.setattr("wool.runtime.worker.roster.FIRST_WORKER_TIMEOUT", 0.2)
     async with WorkerProxy(discovery=discovery.subscriber):
         discovery.tell("worker-added", made_up(secure=True))
         await discovery.drained()

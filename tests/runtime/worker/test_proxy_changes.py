@@ -86,7 +86,7 @@ async def test_discovery_that_fails_is_subscribed_to_again(
             yield DiscoveryEvent("worker-added", other)
             await asyncio.Event().wait()
 
-    monkeypatch.setattr("wool.runtime.worker.proxy.FIRST_RETRY", 0.05)
+    monkeypatch.setattr("wool.runtime.worker.roster.FIRST_RETRY", 0.05)
     subscriptions: list[int] = []
     other = made_up()
     async with WorkerProxy(discovery=Unsteady()) as proxy:

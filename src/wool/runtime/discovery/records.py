@@ -18,6 +18,7 @@ one name to another in it, may hold up watchdog's reports of everything else for
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import logging
@@ -64,9 +65,13 @@ class Sighting(NamedTuple):
 
 
 class Descriptor:
-    """An open file, and with it the lock on it. Closed when it is collected at the latest."""
+    """An open file, and with it the lock on it. Closed when it is collected at the latest.
+
+    `path` is where it was opened, or where it was put since.
+    """
 
     def __init__(self, path: str, flags: int) -> None:
+        self.path = path
         self.fd = os.open(path, flags, 0o600)
 
     def __del__(self) -> None:
@@ -100,6 +105,17 @@ def _disown() -> None:
 
 # A child made by fork shares its parent's locks, and would keep them when the parent is dead.
 os.register_at_fork(after_in_child=_disown)
+
+
+@atexit.register
+def withdraw() -> None:
+    """Remove what is still announced when the interpreter exits."""
+    for record in list(_owned):
+        with suppress(OSError):
+            if record.fd >= 0 and record.is_at(record.path):
+                os.unlink(record.path)
+                os.rmdir(os.path.dirname(record.path))
+                os.rmdir(os.path.dirname(os.path.dirname(record.path)))
 
 
 class Directory:
@@ -220,6 +236,7 @@ class Directory:
                 os.unlink(draft)
             record.close()
             raise
+        record.path = path
         _owned.add(record)
         return record
 

@@ -64,6 +64,8 @@ class CredentialContext:
         self._token: Token[WorkerCredentials | None] | None = None
 
     def __enter__(self) -> CredentialContext:
+        if self._token is not None:
+            raise RuntimeError("CredentialContext is already entered; make another one")
         self._token = _current.set(self._credentials)
         return self
 
@@ -75,6 +77,7 @@ class CredentialContext:
     ) -> None:
         assert self._token is not None
         _current.reset(self._token)
+        self._token = None
 
     @staticmethod
     def current() -> WorkerCredentials | None:

@@ -19,6 +19,8 @@ from wool.runtime.errors import (
 from wool.runtime.worker.framing import TERMINAL
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wool.runtime.serializer import Payload
     from wool.runtime.worker.framing import Outgoing
     from wool.runtime.worker.session import Session
@@ -60,6 +62,7 @@ class Call:
     __slots__ = (
         "__weakref__",
         "_events",
+        "_on_end",
         "_session",
         "_stepped",
         "_stepping",
@@ -67,20 +70,30 @@ class Call:
         "_waiter",
         "abandoned",
         "item",
+        "leaving",
         "number",
         "raised",
         "stage",
         "tag",
     )
 
-    def __init__(self, session: Session, number: int, tag: str, item: Outgoing) -> None:
+    def __init__(
+        self,
+        session: Session,
+        number: int,
+        tag: str,
+        item: Outgoing,
+        on_end: Callable[[Call], None] | None = None,
+    ) -> None:
         self.number = number
+        self.leaving = False
         self.tag = tag
         self.item = item
         self.stage = Stage.QUEUED
         self.abandoned: Exception | None = None
         self.raised: StopAsyncIteration | None = None
         self._session = session
+        self._on_end = on_end
         self._stepped = False
         self._stepping = False
         self._unheeded = 0
@@ -107,6 +120,22 @@ class Call:
         self._events.append((FAILURE, error))
         self._wake()
 
+    def ended(self) -> None:
+        """The session has no more to do with it."""
+        if self._on_end is not None:
+            self._on_end(self)
+
+    def leave(self) -> None:
+        """Its pool is being left: if it is a stream, it ends after the step that it takes."""
+        self.leaving = True
+        self._session.suspend(self)
+
+    def abandon(self) -> None:
+        """Its pool has been left: end it, here at once."""
+        self._session.send(self, "cancel")
+        self._session.drop(self)
+        self.fail(asyncio.CancelledError(f"{self.tag} was running when its pool was left"))
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -128,8 +157,7 @@ class Call:
         """
         try:
             if deadline is None:
-                while self.stage in UNTAKEN:
-                    await self._change()
+                await self._taken()
             else:
                 await self._taken_by(deadline)
         except asyncio.CancelledError as cancelled:

@@ -19,7 +19,7 @@ from wool.runtime.worker.transport import client_arguments, rpc_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wool.runtime.routine.task import Task
+    from wool.runtime.routine.task import Encoded, Task
     from wool.runtime.worker.auth import WorkerCredentials
     from wool.runtime.worker.call import Call
     from wool.runtime.worker.metadata import WorkerMetadata
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RpcError", "TransientRpcError", "UnexpectedResponse", "WorkerConnection"]
 
-OPEN_TIMEOUT = 20.0
+OPEN_TIMEOUT = 10.0
 """Seconds for a session to open."""
 
 REFUSAL_TIMEOUT = 1.0
@@ -67,12 +67,18 @@ class _Link:
             raise TransientRpcError(
                 grpc.StatusCode.UNAVAILABLE, f"the connection to {self._target.address} was closed"
             )
+        if isinstance(error := opening.exception(), RpcError):
+            raise rpc_error(error.code, error.details) from error  # One for each who waited.
         return opening.result()
 
     def _opened(self, opening: asyncio.Task[Session]) -> None:
         self._opening = None
-        if not opening.cancelled() and opening.exception() is None:
+        if opening.cancelled():
+            return
+        if opening.exception() is None:
             self._session = opening.result()
+        else:
+            self._lost()
 
     def _retire(self) -> None:
         if self._session is not None:
@@ -134,10 +140,6 @@ class _Link:
         except grpc.aio.AioRpcError as exc:
             raise rpc_error(exc.code(), exc.details()) from exc
 
-    async def idle(self) -> None:
-        if self._session is not None:
-            await self._session.idle()
-
     async def close(self, *, timeout: float | None) -> None:
         try:
             if self._opening is not None:
@@ -169,8 +171,8 @@ _links: dict[asyncio.AbstractEventLoop, dict[_Target, _Link]] = {}
 
 def _links_of(loop: asyncio.AbstractEventLoop) -> dict[_Target, _Link]:
     if loop not in _links:
-        for dead in [other for other in _links if other.is_closed()]:
-            del _links[dead]
+        for dead in [other for other in list(_links) if other.is_closed()]:
+            _links.pop(dead, None)  # Other threads may do so at the same time.
         _links[loop] = {}
     return _links[loop]
 
@@ -179,7 +181,7 @@ class WorkerConnection:
     """A connection to the worker at `target`, opened when first used, for one event loop.
 
     `options` are what the worker announced (default: `ChannelOptions()`), `metadata` describes the
-    worker in errors, and `on_lost` is called when a session has broken.
+    worker in errors, and `on_lost` is called when the worker can't be reached, or no longer.
     """
 
     def __init__(
@@ -195,6 +197,9 @@ class WorkerConnection:
         self._metadata = metadata
         self._on_lost = on_lost
         self._link: _Link | None = None
+        self._calls: set[Call] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -213,23 +218,35 @@ class WorkerConnection:
         `TransientRpcError` (`DispatchTimeout` on expiry) or `RpcError` if the task has not run,
         `WorkerLost` if it may have, and whatever pickling its arguments raises.
         """
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and not timeout > 0:
             raise ValueError(f"Dispatch timeout must be positive, got {timeout}")
         encoded = task.encode()
         if timeout is None:
-            call = await (await self._open_link().session()).submit(encoded)
+            call = await self._submit(encoded)
             await call.accepted(None)
             return call
         deadline = asyncio.get_running_loop().time() + timeout
         try:
             async with asyncio.timeout_at(deadline):
-                call = await (await self._open_link().session()).submit(encoded)
+                call = await self._submit(encoded)
         except TimeoutError as exc:
             raise DispatchTimeout(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"{self!r} had no room within {timeout} s"
             ) from exc
         await call.accepted(deadline)
         return call
+
+    async def _submit(self, encoded: Encoded) -> Call:
+        session = await self._open_link().session()
+        call = await session.submit(encoded, self._ended)
+        self._calls.add(call)
+        self._idle.clear()
+        return call
+
+    def _ended(self, call: Call) -> None:
+        self._calls.discard(call)
+        if not self._calls:
+            self._idle.set()
 
     def _open_link(self) -> _Link:
         if self._closed:
@@ -247,7 +264,7 @@ class WorkerConnection:
         return self._link
 
     def lost(self) -> None:
-        """Tell whoever asked that a session has broken."""
+        """Tell whoever asked that the worker can't be reached, or no longer."""
         if self._on_lost is not None:
             self._on_lost()
 
@@ -260,21 +277,34 @@ class WorkerConnection:
 
     async def idle(self) -> None:
         """Return when it has no calls, streams that wait for their consumer included."""
-        if self._link is not None:
-            await self._link.idle()
+        await self._idle.wait()
 
     async def close(self, *, timeout: float | None = 0) -> None:
         """Leave for good; calls that run may end within `timeout` seconds (None: however long).
 
-        A session that other connections of this loop share stays open.
+        Those that don't are cancelled. A session that other connections of this loop share stays
+        open.
         """
         self._closed = True
         link, self._link = self._link, None
         if link is None:
             return
         link.connections.discard(self)
-        if not link.connections:
-            links = _links_of(asyncio.get_running_loop())
-            if links.get(self._target) is link:
-                del links[self._target]
-            await link.close(timeout=timeout)
+        if link.connections:
+            await self._drain(timeout)
+            return
+        links = _links_of(asyncio.get_running_loop())
+        if links.get(self._target) is link:
+            del links[self._target]
+        await link.close(timeout=timeout)
+
+    async def _drain(self, timeout: float | None) -> None:
+        try:
+            for call in list(self._calls):
+                call.leave()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._idle.wait()
+        finally:
+            for call in list(self._calls):
+                call.abandon()

@@ -54,8 +54,13 @@ class RoutineLoop:
             self.loop.call_soon_threadsafe(callback, *args)
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Have it awaited there."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
+        """Have it awaited there, unless the loop has ended."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        except RuntimeError:
+            coroutine.close()
+            return None
+        return await asyncio.wrap_future(future)
 
     async def stop(self, timeout: float) -> None:
         """Cancel what runs there, wait for it `timeout` seconds at most, and end the loop."""
@@ -80,6 +85,8 @@ class RoutineLoop:
                 break
             except (SystemExit, KeyboardInterrupt):
                 logger.exception("A task that a routine has started tried to end the worker")
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.close()
 

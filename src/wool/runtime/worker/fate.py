@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,19 +16,26 @@ PATIENCE = 2.0
 REMEMBERED = 100
 """How many workers that have ended are remembered."""
 
-_children: dict[UUID, asyncio.Future[int]] = {}
+_running: dict[UUID, asyncio.Future[int]] = {}
+_ended: dict[UUID, int] = {}
 
 
 def register(uid: UUID, exited: asyncio.Future[int]) -> None:
     """Remember a worker of ours; `exited` is to hold its return code."""
-    _children[uid] = exited
-    ended = [
-        each
-        for each, future in list(_children.items())
-        if future.done() or future.get_loop().is_closed()
-    ]
-    for each in ended[:-REMEMBERED]:
-        _children.pop(each, None)
+    for each, future in list(_running.items()):
+        if future.get_loop().is_closed():
+            _running.pop(each, None)
+    _running[uid] = exited
+    exited.add_done_callback(partial(_record, uid))
+
+
+def _record(uid: UUID, exited: asyncio.Future[int]) -> None:
+    # The code alone: the traceback of a cancelled task keeps all that was cancelled with it.
+    _running.pop(uid, None)
+    if not exited.cancelled():
+        _ended[uid] = exited.result()
+    for each in list(_ended)[:-REMEMBERED]:
+        _ended.pop(each, None)
 
 
 def describe(returncode: int) -> str:
@@ -43,8 +51,7 @@ def describe(returncode: int) -> str:
 
 async def ascertain(uid: UUID) -> str | None:
     """How that worker's process died, in words; None if it isn't ours or has not."""
-    exited = _children.get(uid)
-    if exited is None or exited.get_loop() is not asyncio.get_running_loop():
-        return None
-    await asyncio.wait([exited], timeout=PATIENCE)
-    return describe(exited.result()) if exited.done() and not exited.cancelled() else None
+    exited = _running.get(uid)
+    if exited is not None and exited.get_loop() is asyncio.get_running_loop():
+        await asyncio.wait([exited], timeout=PATIENCE)
+    return describe(_ended[uid]) if uid in _ended else None

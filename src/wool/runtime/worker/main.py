@@ -21,6 +21,7 @@ import grpc.aio
 
 import wool
 from wool import protocol
+from wool.runtime.discovery.records import withdraw
 from wool.runtime.worker.interceptor import VersionInterceptor
 from wool.runtime.worker.metadata import WorkerMetadata
 from wool.runtime.worker.service import WorkerService
@@ -46,9 +47,11 @@ def main() -> None:
     except BaseException as exc:
         _report(report, b"!" + f"{type(exc).__name__}: {exc}".encode())
     finally:
+        withdraw()
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
         os._exit(code)
 
 

@@ -145,7 +145,7 @@ class Membership:
         return []
 
     def evict(self, uid: UUID, now: float) -> list[Action]:
-        """Bench an admitted worker for an error. Others are left alone."""
+        """Bench a worker for an error, if it is admitted."""
         if uid not in self._admitted:
             return []
         strike = self._strikes.get(uid)

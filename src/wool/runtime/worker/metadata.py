@@ -61,13 +61,16 @@ class WorkerMetadata:
         """From a message. Raises `ValueError` if it is malformed or speaks another wire format."""
         if message.wire != protocol.WIRE:
             raise ValueError(f"wire format {message.wire}, expected {protocol.WIRE}")
+        extra = json.loads(message.extra) if message.extra else {}
+        if not isinstance(extra, dict):
+            raise ValueError(f"extra must be a JSON object, got {message.extra}")
         return cls(
             uid=UUID(bytes=message.uid),
             address=message.address,
             pid=message.pid,
             version=message.version,
             tags=frozenset(message.tags),
-            extra=json.loads(message.extra) if message.extra else {},
+            extra=extra,
             secure=message.secure,
             options=(
                 ChannelOptions.from_protobuf(message.options)

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import os
+import warnings
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -33,17 +34,17 @@ logger = logging.getLogger("wool.pool")
 START_MARGIN = 10.0
 """Seconds over a worker's own start timeout after which the pool gives up on it."""
 
-SHORTEST_LIFE = 5.0
-"""Seconds; a replacement that dies sooner counts as a failed start."""
+SHORT_LIFE = 5.0
+"""Seconds; a worker that dies sooner is replaced after a delay."""
 
-REPLACEMENTS = 5
+ATTEMPTS = 5
 """How many failed starts in a row are enough."""
 
 ANNOUNCE_TIMEOUT = 5.0
 """Seconds for a discovery to take an announcement, or to be left."""
 
-FIRST_DELAY, LAST_DELAY = 0.1, 30.0
-"""Seconds before another replacement after a failed start, doubling."""
+FIRST_DELAY, LAST_DELAY = 0.1, 5.0
+"""Seconds before another start, doubling as long as workers die early or don't start."""
 
 
 class WorkerPool:
@@ -85,6 +86,7 @@ class WorkerPool:
         credentials: WorkerCredentials | None = None,
         shutdown_timeout: float | None = 60.0,
     ) -> None:
+        _check_types(size, lease, tags)
         if lease is not None and lease < 0:
             raise ValueError("Lease must be non-negative")
         if size is None and discovery is not None:
@@ -207,28 +209,40 @@ class WorkerPool:
     # While it is entered
 
     async def _supervise(self, worker: WorkerLike) -> None:
-        """Replace the worker, and its replacements, when they die."""
-        failures = 0
+        """Replace the worker, and its replacements, whenever they die."""
+        clock = asyncio.get_running_loop().time
+        delay = 0.0
         while (wait := getattr(worker, "wait", None)) is not None:
-            born = asyncio.get_running_loop().time()
+            born = clock()
             how = await wait()
             logger.warning("%r is replaced: %s", worker, how)
             await self._drop(worker)
-            if asyncio.get_running_loop().time() - born > SHORTEST_LIFE:
-                failures = 0
-            replacement = None
-            while replacement is None and failures < REPLACEMENTS:
-                if failures:
-                    await asyncio.sleep(min(FIRST_DELAY * 2**failures, LAST_DELAY))
-                failures += 1
-                replacement = await self._replace(worker)
+            early = clock() - born < SHORT_LIFE
+            delay = min(max(2 * delay, FIRST_DELAY), LAST_DELAY) if early else 0.0
+            await asyncio.sleep(delay)
+            replacement = await self._replace(worker)
             if replacement is None:
-                logger.error("%r is given up on: %d replacements died", worker, failures)
-                self._disown(worker)
+                self._give_up(worker)
                 return
             worker = replacement
 
     async def _replace(self, worker: WorkerLike) -> WorkerLike | None:
+        """Start another one in its place; None if that has failed too often in a row."""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(min(FIRST_DELAY * 2**attempt, LAST_DELAY))
+            replacement = await self._try_to_replace(worker)
+            if replacement is not None:
+                return replacement
+        return None
+
+    def _give_up(self, worker: WorkerLike) -> None:
+        self._disown(worker)
+        message = f"{worker!r} has died and is not replaced: {ATTEMPTS} others did not start"
+        logger.error(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    async def _try_to_replace(self, worker: WorkerLike) -> WorkerLike | None:
         replacement = None
         try:
             replacement = self._make_worker()
@@ -310,8 +324,11 @@ class WorkerPool:
     async def _stop_proxy(self, leaving: _Departure) -> None:
         if self._proxy is not None and self._proxy.started:
             remaining = leaving.remaining()
-            async with asyncio.timeout(remaining):
-                await self._proxy.stop(timeout=remaining if leaving.drain else 0)
+            try:
+                async with asyncio.timeout(remaining):
+                    await self._proxy.stop(timeout=remaining if leaving.drain else 0)
+            except TimeoutError:
+                logger.warning("What still ran in %r when it had to be left was cut off", self)
 
     async def _stop_workers(self, leaving: _Departure) -> None:
         cancelled: asyncio.CancelledError | None = None
@@ -385,6 +402,15 @@ def _resolve_size(size: int) -> int:
     if cpus is None:
         raise ValueError("Unable to determine CPU count")
     return cpus
+
+
+def _check_types(size: object, lease: object, tags: tuple[object, ...]) -> None:
+    for name, value in (("size", size), ("lease", lease)):
+        if value is not None and not isinstance(value, int):
+            raise TypeError(f"{name} must be an int or None, got {value!r}")
+    for tag in tags:
+        if not isinstance(tag, str):
+            raise TypeError(f"tags must be strings, got {tag!r}")
 
 
 def _check_factory(worker: Callable[..., WorkerLike], tags: tuple[str, ...]) -> None:

@@ -304,7 +304,7 @@ def _environment() -> dict[str, str]:
     """The parent's, with its import path, and gRPC told to stay out of forks and quiet."""
     environment = dict(os.environ)
     environment.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    environment.setdefault("GRPC_VERBOSITY", "ERROR")
+    environment.setdefault("GRPC_VERBOSITY", "NONE")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     return environment
 

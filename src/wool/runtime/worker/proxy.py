@@ -6,9 +6,7 @@ import asyncio
 import logging
 import warnings
 import weakref
-from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID, uuid4
 
@@ -16,13 +14,14 @@ import wool
 from wool import protocol
 from wool.runtime import serializer
 from wool.runtime.discovery.base import DiscoveryEvent, DiscoverySubscriberLike
-from wool.runtime.factory import is_pre_entered, resolve
-from wool.runtime.loadbalancer.base import LoadBalancerContext, LoadBalancerLike
+from wool.runtime.errors import NoWorkersAvailable
+from wool.runtime.factory import is_pre_entered
+from wool.runtime.loadbalancer.base import LoadBalancerLike
 from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
 from wool.runtime.typing import Undefined, UndefinedType
 from wool.runtime.worker.auth import CredentialContext
-from wool.runtime.worker.connection import WorkerConnection
-from wool.runtime.worker.membership import Admit, Membership, Refresh, Remove
+from wool.runtime.worker.membership import Membership
+from wool.runtime.worker.roster import Roster
 from wool.runtime.worker.version import is_version_compatible, parse_version
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from wool.runtime.routine.task import Task
     from wool.runtime.typing import Factory
     from wool.runtime.worker.auth import WorkerCredentials
-    from wool.runtime.worker.membership import Action
     from wool.runtime.worker.metadata import WorkerMetadata
 
 __all__ = ["ReducibleAsyncIterator", "WorkerProxy", "is_version_compatible", "parse_version"]
@@ -40,12 +38,6 @@ __all__ = ["ReducibleAsyncIterator", "WorkerProxy", "is_version_compatible", "pa
 logger = logging.getLogger("wool.proxy")
 
 T = TypeVar("T")
-
-FIRST_WORKER_TIMEOUT = 60.0
-"""Seconds that a call waits for a worker to be admitted."""
-
-FIRST_RETRY, LAST_RETRY = 0.5, 60.0
-"""Seconds between subscriptions to a discovery that fails, doubling."""
 
 
 class ReducibleAsyncIterator(Generic[T]):
@@ -122,7 +114,7 @@ class WorkerProxy:
         self._revision = 0
         self._dump: bytes | None = None
         self._lazy = False
-        self._running: _Running | None = None
+        self._running: Roster | None = None
         self._starting = asyncio.Lock()
         self._activation: _Activation | None = None
         for name, value, kind in self._strategies():
@@ -236,8 +228,8 @@ class WorkerProxy:
                 await running.stop(0)
                 raise
 
-    async def _run(self) -> _Running:
-        running = _Running(
+    async def _run(self) -> Roster:
+        running = Roster(
             Membership(
                 lease=self._lease,
                 secure=self._resolve_credentials() is not None,
@@ -271,10 +263,7 @@ class WorkerProxy:
         """Make what was the active proxy before it that again, in the context it started in."""
         activation, self._activation = self._activation, None
         if activation is not None:
-            try:
-                activation.end()
-            except ValueError:
-                logger.debug("%r is stopped in another context than it was started in", self)
+            activation.end()
 
     async def dispatch(self, task: Task, *, timeout: float | None = None) -> AsyncIterator[Any]:
         """Hand a task to an admitted worker, waiting for the first one if there is none.
@@ -287,11 +276,19 @@ class WorkerProxy:
         encode = getattr(task, "encode", None)
         if encode is not None:
             encode()
-        if not running.context.workers:
-            await running.first_worker(self)
-        return await running.balancer.dispatch(task, context=running.context, timeout=timeout)
+        while True:
+            if not running.context.workers:
+                await running.first_worker(self)
+            try:
+                return await running.balancer.dispatch(
+                    task, context=running.context, timeout=timeout
+                )
+            except NoWorkersAvailable:
+                # It has not run, and workers of a pool's own that have died are replaced.
+                if running.context.workers or not self._reserved:
+                    raise
 
-    async def _run_later(self) -> _Running:
+    async def _run_later(self) -> Roster:
         if not self._lazy:
             raise RuntimeError("Proxy not started - call start() first")
         async with self._starting:
@@ -320,16 +317,6 @@ def _subscribe(namespace: str, tags: tuple[str, ...]) -> DiscoverySubscriberLike
     return LocalDiscovery(namespace).subscribe(TagFilter(frozenset(tags)) if tags else None)
 
 
-@asynccontextmanager
-async def _closing(events: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
-    try:
-        yield events
-    finally:
-        close = getattr(events, "aclose", None)
-        if close is not None:
-            await close()
-
-
 class TagFilter:
     """Lets workers pass that have one of `tags`."""
 
@@ -355,8 +342,11 @@ class _Activation:
                 "would take its calls; create the tasks without `context`, or with a copy for each"
             )
         self._task = weakref.ref(asyncio.current_task())
+        self._outer = outer
+        self._before = wool.__proxy__.get()
+        self._over = False
         self._mark = _activation.set(self)
-        self._token = wool.__proxy__.set(proxy)
+        wool.__proxy__.set(proxy)
 
     def _is_in_the_way(self) -> bool:
         task = self._task()
@@ -370,198 +360,14 @@ class _Activation:
         return True
 
     def end(self) -> None:
-        """Undo it. Raises `ValueError` in another context."""
-        wool.__proxy__.reset(self._token)
-        _activation.reset(self._mark)
+        """Undo it, if it stands in this context. Those made since may end later."""
+        self._over = True
+        if _activation.get() is self:
+            last = self
+            while last._outer is not None and last._outer._over:
+                last = last._outer
+            _activation.set(last._outer)
+            wool.__proxy__.set(last._before)
 
 
 _activation: ContextVar[_Activation | None] = ContextVar("activation", default=None)
-
-
-class _Running:
-    """A started proxy: the admitted workers' connections and the task that keeps them current."""
-
-    balancer: LoadBalancerLike
-
-    def __init__(self, membership: Membership, credentials: WorkerCredentials | None) -> None:
-        self.membership = membership
-        self.context = LoadBalancerContext(on_evict=self._evicted)
-        self._credentials = credentials
-        self.loop = asyncio.get_running_loop()
-        self._connections: dict[UUID, WorkerConnection] = {}
-        self._retiring: dict[WorkerConnection, asyncio.Task[None]] = {}
-        self._stopped = False
-        self._admitted = asyncio.Event()
-        self._stack = AsyncExitStack()
-        self._sentinel: asyncio.Task[None] | None = None
-        self._revival: asyncio.TimerHandle | None = None
-
-    async def start(self, loadbalancer: Any, discovery: Any) -> None:
-        async with AsyncExitStack() as stack:
-            balancer = await resolve(loadbalancer, stack)
-            if not isinstance(balancer, LoadBalancerLike):
-                raise ValueError(f"Expected LoadBalancerLike, got: {balancer!r}")
-            subscriber = await resolve(discovery, stack)
-            if not isinstance(subscriber, DiscoverySubscriberLike):
-                raise ValueError(f"Expected DiscoverySubscriberLike, got: {subscriber!r}")
-            self.balancer = balancer
-            self._stack = stack.pop_all()
-        self._sentinel = self.loop.create_task(self._watch(subscriber), name="wool sentinel")
-
-    def check_loop(self, proxy: WorkerProxy) -> None:
-        if self.loop is not asyncio.get_running_loop():
-            raise RuntimeError(
-                f"{proxy!r} was started in another event loop; enter a pool or a proxy in this one"
-            )
-
-    async def stop(self, timeout: float | None) -> None:
-        """Take every step, whatever becomes of those before; cancelled, without waiting for calls.
-
-        A cancellation is raised at the end.
-        """
-        self._stopped = True
-        self._admitted.set()
-        try:
-            await self._stop_watching()
-        except asyncio.CancelledError:
-            timeout = 0
-            raise
-        finally:
-            try:
-                await self._close_connections(timeout)
-            finally:
-                await self._stack.aclose()
-
-    async def _stop_watching(self) -> None:
-        if self._revival is not None:
-            self._revival.cancel()
-        if self._sentinel is not None:
-            self._sentinel.cancel()
-            await asyncio.wait([self._sentinel])
-
-    async def _close_connections(self, timeout: float | None) -> None:
-        cancelled: asyncio.CancelledError | None = None
-        closing = {*self._connections.values(), *self._retiring}
-        # Again after a cancellation, which may have come before a step had begun.
-        while closing:
-            try:
-                results = await asyncio.gather(
-                    *(self._close(connection, closing, timeout) for connection in closing),
-                    return_exceptions=True,
-                )
-            except asyncio.CancelledError as exc:
-                cancelled, timeout = exc, 0
-                continue
-            for error in filter(None, results):
-                logger.warning("A connection was not closed in order", exc_info=error)
-        if cancelled is not None:
-            raise cancelled
-
-    async def _close(
-        self, connection: WorkerConnection, closing: set[WorkerConnection], timeout: float | None
-    ) -> None:
-        closing.discard(connection)
-        retirement = self._retiring.get(connection)
-        if retirement is not None:
-            retirement.cancel()
-        await connection.close(timeout=timeout)
-        if retirement is not None:
-            await asyncio.wait([retirement])
-
-    async def first_worker(self, proxy: WorkerProxy) -> None:
-        """Wait until a worker is admitted."""
-        try:
-            async with asyncio.timeout(FIRST_WORKER_TIMEOUT):
-                while not self.membership.admitted:
-                    await self._admitted.wait()
-                    if self._stopped:
-                        raise RuntimeError("Proxy was stopped while a call waited for a worker")
-        except TimeoutError as exc:
-            refused = "".join(f"; refused: {why}" for why in self.membership.refused.values())
-            raise TimeoutError(
-                f"{proxy!r} admitted no worker within {FIRST_WORKER_TIMEOUT} s{refused}"
-            ) from exc
-
-    def reserve(self, uids: frozenset[UUID]) -> None:
-        self._apply(self.membership.reserve(uids))
-
-    async def _watch(self, subscriber: DiscoverySubscriberLike) -> None:
-        delay = FIRST_RETRY
-        while not self._stopped:
-            try:
-                async with _closing(aiter(subscriber)) as events:
-                    async for event in events:
-                        self._apply(self.membership.apply(event))
-                        delay = FIRST_RETRY
-                return
-            except Exception:
-                log = logger.warning if delay == FIRST_RETRY else logger.debug
-                log("Discovery %r failed and is subscribed to again", subscriber, exc_info=True)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, LAST_RETRY)
-
-    def _evicted(self, metadata: WorkerMetadata) -> None:
-        logger.warning("Worker %s at %s is out for an error", metadata.uid, metadata.address)
-        self._apply(self.membership.evict(metadata.uid, self.loop.time()))
-
-    def _lost(self, uid: UUID) -> None:
-        self._apply(self.membership.evict(uid, self.loop.time()))
-
-    def _revive(self) -> None:
-        self._apply(self.membership.revive(self.loop.time()))
-
-    def _apply(self, actions: list[Action]) -> None:
-        if self._stopped:
-            return
-        for action in actions:
-            match action:
-                case Admit(metadata):
-                    self._admit(metadata)
-                case Refresh(metadata):
-                    self._refresh(metadata)
-                case Remove(metadata):
-                    self._remove(metadata)
-        if self.membership.admitted:
-            self._admitted.set()
-        else:
-            self._admitted.clear()
-        self._schedule_revival()
-
-    def _admit(self, metadata: WorkerMetadata) -> None:
-        connection = WorkerConnection(
-            metadata.address,
-            credentials=self._credentials,
-            options=metadata.options,
-            metadata=metadata,
-            on_lost=partial(self._lost, metadata.uid),
-        )
-        self._connections[metadata.uid] = connection
-        self.context.update_worker(metadata, connection, upsert=True)
-
-    def _refresh(self, metadata: WorkerMetadata) -> None:
-        connection = self._connections[metadata.uid]
-        if not connection.fits(metadata):
-            self._retire(connection)
-            self._admit(metadata)
-        else:
-            self.context.update_worker(metadata, connection)
-
-    def _remove(self, metadata: WorkerMetadata) -> None:
-        self.context.discard(metadata)
-        self._retire(self._connections.pop(metadata.uid))
-
-    def _retire(self, connection: WorkerConnection) -> None:
-        """Let its calls end, also the streams that wait for their consumer."""
-        retirement = self.loop.create_task(self._close_idle(connection), name="wool retirement")
-        self._retiring[connection] = retirement
-
-    async def _close_idle(self, connection: WorkerConnection) -> None:
-        await connection.idle()
-        await connection.close()
-        self._retiring.pop(connection, None)
-
-    def _schedule_revival(self) -> None:
-        if self._revival is not None:
-            self._revival.cancel()
-        when = self.membership.next_revival()
-        self._revival = self.loop.call_at(when, self._revive) if when is not None else None

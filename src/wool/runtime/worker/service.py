@@ -103,7 +103,7 @@ class _Session:
                     await self._readable.wait()
             self._client_left = last
         except UnexpectedResponse as exc:
-            logger.warning("A client broke the protocol and is cut off: %s", exc)
+            logger.warning("A client broke the protocol and is cut off: %s", str(exc))
         finally:
             if self._client_left:
                 self.finish()
@@ -335,11 +335,11 @@ class WorkerService:
                 yield batch
         finally:
             reading.cancel()
-            # A task of its own: gRPC may cancel this one, or stop awaiting it, at any point.
+            # A task of its own: gRPC may cancel this one, or stop awaiting it, at any point, and
+            # the client need not wait for routines that it has left behind.
             closing = asyncio.create_task(session.close(), name="wool session end")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-            await asyncio.shield(closing)
 
     def forget(self, session: _Session) -> None:
         """Take a session that has ended off the list."""

@@ -124,8 +124,8 @@ class Session:
         """Whether it takes new calls."""
         return self._accepting
 
-    async def submit(self, encoded: Encoded) -> Call:
-        """Queue a task, once there is room for it.
+    async def submit(self, encoded: Encoded, on_end: Callable[[Call], None] | None = None) -> Call:
+        """Queue a task, once there is room for it. `on_end` is called when it has ended.
 
         Raises `PayloadTooLarge` if the worker would refuse its arguments, `TransientRpcError` if
         the session is ending.
@@ -149,7 +149,7 @@ class Session:
             raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} takes no more calls")
         self._last_number += 1
         item = Outgoing(self._last_number, "task", payload, encoded, self._weight(encoded))
-        call = self._calls[item.call] = Call(self, item.call, tag, item)
+        call = self._calls[item.call] = Call(self, item.call, tag, item, on_end)
         self._idle.clear()
         self._put(item)
         return call
@@ -195,6 +195,8 @@ class Session:
         self._assemblies.discard(number)
         if not self._calls:
             self._idle.set()
+        if call is not None:
+            call.ended()
         return call
 
     def _grant(self) -> None:
@@ -274,8 +276,7 @@ class Session:
                     self._receive(frame)
                 if batch.last:
                     reason = "the worker has stopped"
-                    self._fail_unsent(reason)
-                    self._leave()
+                    self._part(reason)
         except grpc.aio.AioRpcError as exc:
             reason = exc.details() or exc.code().name
         except UnexpectedResponse as exc:
@@ -307,19 +308,22 @@ class Session:
         call.feed(kind, body)
 
     async def _lose(self, reason: str) -> None:
-        expected = self._leaving and not self._calls
-        self._leave()
+        self._part(reason)
         self._timer.cancel()
-        self._fail_unsent(reason)
         sent = list(self._calls.values())
-        if not expected and self._on_lost is not None:
-            self._on_lost()
         if sent and self._ascertain is not None:
             reason = await self._ascertain() or reason
         for call in sent:
             if self._remove(call.number) is not None:
                 call.fail(WorkerLost(self.metadata, reason))
         self._stream.cancel()
+
+    def _part(self, reason: str) -> None:
+        """The worker takes no more."""
+        if not self._leaving and self._on_lost is not None:
+            self._on_lost()
+        self._leave()
+        self._fail_unsent(reason)
 
     def _fail_unsent(self, reason: str) -> None:
         for call in [call for call in self._calls.values() if call.stage is Stage.QUEUED]:
@@ -375,7 +379,7 @@ class Session:
 
     def suspend(self, call: Call) -> None:
         """A stream waits for its consumer, in vain if the session is being closed."""
-        if self._closing and call.suspended:
+        if (self._closing or call.leaving) and call.suspended:
             self.send(call, "close")
             call.abandoned = RuntimeError(f"{call.tag} was open when its pool was left")
 

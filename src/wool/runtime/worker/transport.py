@@ -46,8 +46,9 @@ def client_arguments(options: ChannelOptions) -> Arguments:
         *_shared(options),
         ("grpc.enable_http_proxy", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
+        # Not a backoff, but how long one attempt to connect may take.
+        ("grpc.min_reconnect_backoff_ms", 20_000),
     ]
 
 

@@ -1,0 +1,237 @@
+"""The workers that a started proxy has admitted, and their connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from wool.runtime.discovery.base import DiscoverySubscriberLike
+from wool.runtime.factory import resolve
+from wool.runtime.loadbalancer.base import LoadBalancerContext, LoadBalancerLike
+from wool.runtime.worker.connection import WorkerConnection
+from wool.runtime.worker.membership import Admit, Membership, Refresh, Remove
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from uuid import UUID
+
+    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.membership import Action
+    from wool.runtime.worker.metadata import WorkerMetadata
+    from wool.runtime.worker.proxy import WorkerProxy
+
+logger = logging.getLogger("wool.proxy")
+
+T = TypeVar("T")
+
+FIRST_WORKER_TIMEOUT = 60.0
+"""Seconds that a call waits for a worker to be admitted."""
+
+FIRST_RETRY, LAST_RETRY = 0.5, 60.0
+"""Seconds between subscriptions to a discovery that fails, doubling."""
+
+
+class Roster:
+    """Keeps the connections of a proxy current with what its discovery says."""
+
+    balancer: LoadBalancerLike
+
+    def __init__(self, membership: Membership, credentials: WorkerCredentials | None) -> None:
+        self.membership = membership
+        self.context = LoadBalancerContext(on_evict=self._evicted)
+        self._credentials = credentials
+        self.loop = asyncio.get_running_loop()
+        self._connections: dict[UUID, WorkerConnection] = {}
+        self._retiring: dict[WorkerConnection, asyncio.Task[None]] = {}
+        self._stopped = False
+        self._failure: Exception | None = None
+        self._admitted = asyncio.Event()
+        self._stack = AsyncExitStack()
+        self._sentinel: asyncio.Task[None] | None = None
+        self._revival: asyncio.TimerHandle | None = None
+
+    async def start(self, loadbalancer: Any, discovery: Any) -> None:
+        async with AsyncExitStack() as stack:
+            balancer = await resolve(loadbalancer, stack)
+            if not isinstance(balancer, LoadBalancerLike):
+                raise ValueError(f"Expected LoadBalancerLike, got: {balancer!r}")
+            subscriber = await resolve(discovery, stack)
+            if not isinstance(subscriber, DiscoverySubscriberLike):
+                raise ValueError(f"Expected DiscoverySubscriberLike, got: {subscriber!r}")
+            self.balancer = balancer
+            self._stack = stack.pop_all()
+        self._sentinel = self.loop.create_task(self._watch(subscriber), name="wool sentinel")
+
+    def check_loop(self, proxy: WorkerProxy) -> None:
+        if self.loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                f"{proxy!r} was started in another event loop; enter a pool or a proxy in this one"
+            )
+
+    async def stop(self, timeout: float | None) -> None:
+        """Take every step, whatever becomes of those before; cancelled, without waiting for calls.
+
+        A cancellation is raised at the end.
+        """
+        self._stopped = True
+        self._admitted.set()
+        try:
+            await self._stop_watching()
+        except asyncio.CancelledError:
+            timeout = 0
+            raise
+        finally:
+            try:
+                await self._close_connections(timeout)
+            finally:
+                await self._stack.aclose()
+
+    async def _stop_watching(self) -> None:
+        if self._revival is not None:
+            self._revival.cancel()
+        if self._sentinel is not None:
+            self._sentinel.cancel()
+            await asyncio.wait([self._sentinel])
+
+    async def _close_connections(self, timeout: float | None) -> None:
+        cancelled: asyncio.CancelledError | None = None
+        closing = {*self._connections.values(), *self._retiring}
+        # Again after a cancellation, which may have come before a step had begun.
+        while closing:
+            try:
+                results = await asyncio.gather(
+                    *(self._close(connection, closing, timeout) for connection in closing),
+                    return_exceptions=True,
+                )
+            except asyncio.CancelledError as exc:
+                cancelled, timeout = exc, 0
+                continue
+            for error in filter(None, results):
+                logger.warning("A connection was not closed in order", exc_info=error)
+        if cancelled is not None:
+            raise cancelled
+
+    async def _close(
+        self, connection: WorkerConnection, closing: set[WorkerConnection], timeout: float | None
+    ) -> None:
+        closing.discard(connection)
+        retirement = self._retiring.get(connection)
+        if retirement is not None:
+            retirement.cancel()
+        await connection.close(timeout=timeout)
+        if retirement is not None:
+            await asyncio.wait([retirement])
+
+    async def first_worker(self, proxy: WorkerProxy) -> None:
+        """Wait until a worker is admitted."""
+        try:
+            async with asyncio.timeout(FIRST_WORKER_TIMEOUT):
+                while not self.membership.admitted:
+                    await self._admitted.wait()
+                    if self._stopped:
+                        raise RuntimeError("Proxy was stopped while a call waited for a worker")
+        except TimeoutError as exc:
+            reasons = [f"; refused: {why}" for why in self.membership.refused.values()]
+            if self._failure is not None:
+                reasons.append(f"; discovery failed: {self._failure!r}")
+            raise TimeoutError(
+                f"{proxy!r} admitted no worker within {FIRST_WORKER_TIMEOUT} s{''.join(reasons)}"
+            ) from (self._failure or exc)
+
+    def reserve(self, uids: frozenset[UUID]) -> None:
+        self._apply(self.membership.reserve(uids))
+
+    async def _watch(self, subscriber: DiscoverySubscriberLike) -> None:
+        delay = FIRST_RETRY
+        while not self._stopped:
+            try:
+                async with _closing(aiter(subscriber)) as events:
+                    async for event in events:
+                        self._apply(self.membership.apply(event))
+                        delay = FIRST_RETRY
+                return
+            except Exception as exc:
+                self._failure = exc
+                log = logger.warning if delay == FIRST_RETRY else logger.debug
+                log("Discovery %r failed and is subscribed to again", subscriber, exc_info=True)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LAST_RETRY)
+
+    def _evicted(self, metadata: WorkerMetadata) -> None:
+        logger.warning("Worker %s at %s is out for an error", metadata.uid, metadata.address)
+        self._apply(self.membership.evict(metadata.uid, self.loop.time()))
+
+    def _lost(self, uid: UUID) -> None:
+        self._apply(self.membership.evict(uid, self.loop.time()))
+
+    def _revive(self) -> None:
+        self._apply(self.membership.revive(self.loop.time()))
+
+    def _apply(self, actions: list[Action]) -> None:
+        if self._stopped:
+            return
+        for action in actions:
+            match action:
+                case Admit(metadata):
+                    self._admit(metadata)
+                case Refresh(metadata):
+                    self._refresh(metadata)
+                case Remove(metadata):
+                    self._remove(metadata)
+        if self.membership.admitted:
+            self._admitted.set()
+        else:
+            self._admitted.clear()
+        self._schedule_revival()
+
+    def _admit(self, metadata: WorkerMetadata) -> None:
+        connection = WorkerConnection(
+            metadata.address,
+            credentials=self._credentials,
+            options=metadata.options,
+            metadata=metadata,
+            on_lost=partial(self._lost, metadata.uid),
+        )
+        self._connections[metadata.uid] = connection
+        self.context.update_worker(metadata, connection, upsert=True)
+
+    def _refresh(self, metadata: WorkerMetadata) -> None:
+        connection = self._connections[metadata.uid]
+        if not connection.fits(metadata):
+            self._retire(connection)
+            self._admit(metadata)
+        else:
+            self.context.update_worker(metadata, connection)
+
+    def _remove(self, metadata: WorkerMetadata) -> None:
+        self.context.discard(metadata)
+        self._retire(self._connections.pop(metadata.uid))
+
+    def _retire(self, connection: WorkerConnection) -> None:
+        """Let its calls end, also the streams that wait for their consumer."""
+        retirement = self.loop.create_task(self._close_idle(connection), name="wool retirement")
+        self._retiring[connection] = retirement
+
+    async def _close_idle(self, connection: WorkerConnection) -> None:
+        await connection.idle()
+        await connection.close()
+        self._retiring.pop(connection, None)
+
+    def _schedule_revival(self) -> None:
+        if self._revival is not None:
+            self._revival.cancel()
+        when = self.membership.next_revival()
+        self._revival = self.loop.call_at(when, self._revive) if when is not None else None
+
+
+@asynccontextmanager
+async def _closing(events: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+    try:
+        yield events
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
