@@ -20,8 +20,8 @@ import pytest_asyncio
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-SETTLE = 5.0
-"""Seconds that what a test used may take to go away after it."""
+SETTLE = 20.0
+"""Seconds that what a test used may take to go away after it: gRPC takes its time when busy."""
 
 DESCRIPTORS = Path("/proc/self/fd")
 

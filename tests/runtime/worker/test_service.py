@@ -23,13 +23,14 @@ from tests.runtime.worker.peers import (
     working,
 )
 from tests.support import eventually
-from wool import protocol
 from wool.protocol import Chunk, Request
 from wool.runtime import serializer
 from wool.runtime.worker.framing import CHUNK, HIGH_WATER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from wool.protocol import Response
 
 MIB = 1024 * 1024
 
@@ -92,7 +93,7 @@ async def test_task_that_lasts_is_acknowledged(client: RawClient) -> None:
     assert routines.log == ["acked started", "acked ended"]
 
 
-def _payload(frame: protocol.Response) -> serializer.Payload:
+def _payload(frame: Response) -> serializer.Payload:
     return serializer.Payload(frame.exception.data, tuple(frame.exception.buffers))
 
 

@@ -1,4 +1,4 @@
-"""How a worker's service ends: it drains, cancels, gives up, and loses no call that has not begun."""
+"""How a worker's service ends: it drains, cancels, gives up, and loses no call not begun."""
 
 from __future__ import annotations
 
