@@ -10,7 +10,7 @@ PROTOC := .venv-proto/bin/python -m grpc_tools.protoc --proto_path=wool/protocol
 	wool/protocol/wire.proto
 GENERATED := wool/protocol/wire_pb2.py wool/protocol/wire_pb2.pyi
 
-.PHONY: quickstart test lint format types proto proto-check floors clean
+.PHONY: quickstart test lint format types proto proto-check floors bench clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.installed
@@ -48,8 +48,12 @@ proto-check: .venv-proto/.installed
 floors: .venv-floors/.installed
 	.venv-floors/bin/python -m pytest -m "not slow"
 
+# For example: make bench ARGS="--only latency,burst --quick --check"
+bench: .venv-bench/.installed
+	.venv-bench/bin/python -m benchmarks $(ARGS)
+
 clean:
-	rm -rf .venv .venv-proto .venv-floors build dist .coverage .coverage.* htmlcov
+	rm -rf .venv .venv-proto .venv-floors .venv-bench benchmarks/.venv-wool build dist .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -61,6 +65,11 @@ clean:
 .venv/.installed-dev: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv-bench/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/$(PIP) --editable '.[bench]'
 	touch $@
 
 .venv-floors/.installed: pyproject.toml Makefile

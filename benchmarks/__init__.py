@@ -1,0 +1,1 @@
+"""Measures wool against what would be used instead, and against the floor. See README.md."""

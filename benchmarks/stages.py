@@ -1,0 +1,148 @@
+"""Where the time of one call goes: what each stage costs by itself, and what the whole costs.
+
+The stages are those of a no-op, run here one at a time, many times over. The wire is the floor's
+round trip, and the rest is what the whole takes beyond all that: wake-ups of loops and processes
+that are not hot, queues, and the bookkeeping of sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from benchmarks.columns import COLUMNS
+from benchmarks.turns import take
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REPEATS = 2_000
+ROUNDS = 7
+WHOLE_ROUNDS = 3
+
+
+class _Proxy:
+    """Stands for the proxy of the pool, whose pickle is made once."""
+
+    def __init__(self) -> None:
+        self.id = uuid4()
+
+    def dump(self) -> bytes:
+        return b"proxy"
+
+    async def dispatch(self, task: Any, *, timeout: float | None = None) -> Any:
+        raise NotImplementedError
+
+
+async def _noop() -> None:
+    pass
+
+
+def measure() -> dict[str, float]:
+    """Microseconds by stage; empty where wool can't be taken apart like this any more."""
+    try:
+        parts = {**_codec(), **asyncio.run(_loops())}
+    except (AttributeError, ImportError, TypeError, ValueError):
+        return {}
+    whole, wire = _latency("ours"), _latency("floor")
+    parts["wire: the floor's round trip"] = wire
+    parts["rest: wake-ups, queues, sessions"] = whole - sum(parts.values())
+    parts["whole: p50 of a no-op"] = whole
+    return parts
+
+
+def _latency(column: str) -> float:
+    runs = [
+        take(COLUMNS[column], "latency", {"calls": REPEATS}, 60).metrics.get("p50_ms", 0.0)
+        for _ in range(WHOLE_ROUNDS)
+    ]
+    return min(runs) * 1e3
+
+
+def _time(function: Callable[[], object]) -> float:
+    """Microseconds of one of many calls, in the best round."""
+    best = float("inf")
+    for _ in range(ROUNDS):
+        start = perf_counter()
+        for _ in range(REPEATS):
+            function()
+        best = min(best, perf_counter() - start)
+    return best / REPEATS * 1e6
+
+
+def _codec() -> dict[str, float]:
+    from wool import protocol
+    from wool.runtime import serializer
+    from wool.runtime.routine.task import Task
+
+    proxy: Any = _Proxy()
+
+    def build() -> Task:
+        return Task(id=uuid4(), callable=_noop, args=(), kwargs={}, proxy=proxy)
+
+    def frame() -> protocol.RequestBatch:
+        batch = protocol.RequestBatch()
+        request = batch.frames.add()
+        request.call = 1000
+        request.task.MergeFrom(encoded.header)
+        request.task.callable.number = 1
+        request.task.proxy.number = 2
+        request.task.arguments.data = bytes(encoded.arguments.data)
+        return batch
+
+    def reply() -> protocol.ResponseBatch:
+        batch = protocol.ResponseBatch()
+        response = batch.frames.add()
+        response.call = 1000
+        response.result.data = bytes(result.data)
+        return batch
+
+    encoded = build().encode()
+    request = frame().SerializeToString()
+    header = protocol.RequestBatch.FromString(request).frames[0].task
+    result = serializer.dumps(None)
+    response = reply().SerializeToString()
+    building = _time(build)
+    return {
+        "caller: make the task": building,
+        "caller: encode it": _time(lambda: build().encode()) - building,
+        "caller: frame it": _time(frame),
+        "caller: serialize the batch": _time(frame().SerializeToString),
+        "worker: parse the batch": _time(lambda: protocol.RequestBatch.FromString(request)),
+        "worker: decode the task": _time(
+            lambda: Task.decode(header, _noop, proxy, encoded.arguments)
+        ),
+        "worker: encode and frame the result": _time(lambda: serializer.dumps(None)) + _time(reply),
+        "worker: serialize the batch": _time(reply().SerializeToString),
+        "caller: parse the batch": _time(lambda: protocol.ResponseBatch.FromString(response)),
+        "caller: decode the result": _time(lambda: serializer.loads(result)),
+    }
+
+
+async def _loops() -> dict[str, float]:
+    loop = asyncio.get_running_loop()
+    start = perf_counter()
+    for _ in range(REPEATS):
+        await loop.create_task(_noop())
+    running = (perf_counter() - start) / REPEATS * 1e6
+    other = asyncio.new_event_loop()
+    thread = threading.Thread(target=other.run_forever)
+    thread.start()
+    try:
+        start = perf_counter()
+        for _ in range(REPEATS):
+            done = loop.create_future()
+            other.call_soon_threadsafe(loop.call_soon_threadsafe, done.set_result, None)
+            await done
+        hop = (perf_counter() - start) / REPEATS * 1e6
+    finally:
+        other.call_soon_threadsafe(other.stop)
+        thread.join()
+        other.close()
+    return {
+        "worker: run it, a task of asyncio": running,
+        "worker: to the routine loop's thread and back": hop,
+    }
