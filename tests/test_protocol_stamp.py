@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_stamp_equals_the_declared_floor_of_protobuf() -> None:
+    """A82: the declared floor can load it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = {
         requirement.name: requirement for requirement in map(Requirement, project["dependencies"])

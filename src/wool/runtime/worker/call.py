@@ -316,6 +316,10 @@ class Call:
     async def _close(self) -> None:
         self._session.send(self, "close")
         while self.stage is not Stage.ENDED or self._events:
-            kind, payload = await self._reply()
-            if kind in ("exception", FAILURE):
-                self._value((kind, payload))
+            event = await self._reply()
+            if event[0] in ("exception", FAILURE):
+                try:
+                    self._value(event)
+                except asyncio.CancelledError:
+                    if self._stepped:
+                        raise

@@ -217,6 +217,8 @@ class _Execution:
         if kind == "cancel":
             if self.cancel():
                 self._send("cancelling")
+        elif kind == "close" and self._arrived is None:
+            self.cancel()  # It waits for no request, as a coroutine never does.
         else:
             self._requests.append((kind, body))
             if self._arrived is not None and not self._arrived.done():

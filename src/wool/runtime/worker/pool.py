@@ -61,7 +61,8 @@ class WorkerPool:
     `lease` caps how many workers the pool uses besides its own; it is no reservation, and omitted
     there is no cap. `worker` makes the workers: a callable `(*tags, credentials=...)` (default:
     `LocalWorker`). `discovery` and `loadbalancer` are instances, or a `Factory` of one.
-    `shutdown_timeout` bounds leaving, in seconds (None: unbounded).
+    `shutdown_timeout` bounds leaving, in seconds (None: unbounded); workers that are still there
+    then get a SIGTERM, and a SIGKILL five seconds later.
 
     Without a discovery, other processes of this user may join at `LocalDiscovery(pool.namespace)`.
 
