@@ -34,6 +34,7 @@ async def size(value: Any) -> int:
 
 @wool.routine
 async def make(amount: int) -> bytes:
+    log.append(f"made {amount}")
     return bytes(amount)
 
 

@@ -194,6 +194,7 @@ async def test_client_that_never_reads_stalls(worker: Serving) -> None:
     """What it could have read is bounded, and it is freed of it when it goes."""
     async with raw(worker.address) as client:
         await client.stream.initial_metadata()
+        (session,) = worker.service._sessions
         for first in range(1, 2000, 10):
             many = (task_frame(n, routines.make, 100_000) for n in range(first, first + 10))
             try:
@@ -201,7 +202,8 @@ async def test_client_that_never_reads_stalls(worker: Serving) -> None:
                     await client.write(*many)
             except TimeoutError:
                 break
-        (session,) = worker.service._sessions
+            made = first + 9
+            await eventually(lambda: session._crowded() or len(routines.log) >= made)  # noqa: B023
         await eventually(lambda: session._crowded())
         assert session._outbox.size < HIGH_WATER + 20 * MIB
     await eventually(lambda: not worker.service._sessions)

@@ -210,6 +210,7 @@ class _Execution:
         self.cancelled = False
         self._requests: list[tuple[str, Any]] = []
         self._arrived: asyncio.Future[None] | None = None
+        self._yielded = False
         self.task = asyncio.get_running_loop().create_task(self._run(), context=context)
 
     def tell(self, kind: str, body: Any) -> None:
@@ -217,8 +218,8 @@ class _Execution:
         if kind == "cancel":
             if self.cancel():
                 self._send("cancelling")
-        elif kind == "close" and self._arrived is None:
-            self.cancel()  # It waits for no request, as a coroutine never does.
+        elif kind == "close" and not self._yielded:
+            self.cancel()
         else:
             self._requests.append((kind, body))
             if self._arrived is not None and not self._arrived.done():
@@ -274,6 +275,7 @@ class _Execution:
         try:
             while True:
                 self._reply("item", await step)
+                self._yielded = True
                 kind, body = await self._request()
                 if kind == "close":
                     break

@@ -95,6 +95,7 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
         interceptors=[VersionInterceptor()], options=server_arguments(configuration.options)
     )
     protocol.add_to_server(service, server)
+    asyncio.get_running_loop().set_exception_handler(_handle_exception)
     try:
         metadata = _bind(server, configuration)
         wool.__worker_metadata__ = metadata
@@ -108,6 +109,12 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
     finally:
         if configuration.directory is not None:
             shutil.rmtree(configuration.directory, ignore_errors=True)
+
+
+def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Overlook what gRPC, at the end, has to tell the routine loop, which is closed by then."""
+    if str(context.get("exception")) != "Event loop is closed":
+        loop.default_exception_handler(context)
 
 
 def _bind(server: grpc.aio.Server, configuration: Configuration) -> WorkerMetadata:
