@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
+
+from wool import _grpc
 
 if TYPE_CHECKING:
     from wool.runtime.resourcepool import ResourcePool
@@ -15,13 +16,7 @@ if TYPE_CHECKING:
 
 logging.getLogger("wool").addHandler(logging.NullHandler())
 
-# gRPC reads its log level when it is imported. By default it tells of every fork on stderr.
-if "GRPC_VERBOSITY" not in os.environ:
-    os.environ["GRPC_VERBOSITY"] = "ERROR"
-    try:
-        import grpc  # noqa: F401
-    finally:
-        del os.environ["GRPC_VERBOSITY"]
+_grpc.load()
 
 __proxy__: ContextVar[WorkerProxyLike | None] = ContextVar("__proxy__", default=None)
 """The proxy that dispatches the routines called here."""
