@@ -87,7 +87,7 @@ def _codec() -> dict[str, float]:
         batch = protocol.RequestBatch()
         request = batch.frames.add()
         request.call = 1000
-        request.task.MergeFrom(encoded.header)
+        task.write_header(request.task)
         request.task.callable.number = 1
         request.task.proxy.number = 2
         request.task.arguments.data = bytes(encoded.arguments.data)
@@ -100,7 +100,8 @@ def _codec() -> dict[str, float]:
         response.result.data = bytes(result.data)
         return batch
 
-    encoded = build().encode()
+    task = build()
+    encoded = task.encode()
     request = frame().SerializeToString()
     header = protocol.RequestBatch.FromString(request).frames[0].task
     result = serializer.dumps(None)

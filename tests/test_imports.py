@@ -14,7 +14,7 @@ SOURCES = Path(__file__).parent.parent / "src"
 # Lowest first: a module imports from its own row and the rows before it.
 LAYERS = [
     ("wool.runtime.__init__", "wool.runtime.*.__init__"),
-    ("wool.protocol.*",),
+    ("wool._grpc", "wool.protocol.*"),
     ("wool.runtime.errors", "wool.runtime.typing", "wool.runtime.rundir"),
     ("wool.runtime.factory",),
     ("wool.runtime.worker.base", "wool.runtime.worker.fate", "wool.runtime.worker.version"),

@@ -168,16 +168,35 @@ async def test_ttl_keeps_and_then_ends(workshop: Workshop) -> None:
     assert pool.stats == Stats(0, 0, 0)
 
 
-async def test_ttl_is_stopped_by_acquiring_again(workshop: Workshop) -> None:
-    pool = workshop.pool(KEPT)
+async def test_ttl_counts_from_the_last_release(workshop: Workshop) -> None:
+    ttl = 0.05
+    pool = workshop.pool(ttl)
+    time = asyncio.get_running_loop().time
     thing = await use(pool)
-    timer = pool.pending_cleanup["k"]
+    over = time() + 2 * ttl
     async with pool.get("k") as again:
         assert again is thing
-        assert timer.cancelled()
+        assert pool.pending_cleanup == {}
+        await eventually(lambda: time() > over)
         assert pool.stats == Stats(1, 1, 0)
-    assert pool.pending_cleanup["k"] is not timer
-    await pool.clear()
+        released = time()
+    assert pool.pending_cleanup.keys() == {"k"}
+    await eventually(lambda: thing.endings)
+    assert time() >= released + ttl
+    assert pool.stats == Stats(0, 0, 0)
+
+
+async def test_ttl_counts_from_a_release_before_the_timer(workshop: Workshop) -> None:
+    ttl = 0.2
+    pool = workshop.pool(ttl)
+    time = asyncio.get_running_loop().time
+    half = time() + ttl / 2
+    await use(pool)
+    await eventually(lambda: time() > half)
+    released = time()
+    thing = await use(pool)
+    await eventually(lambda: thing.endings)
+    assert time() >= released + ttl
 
 
 async def test_ttl_over_makes_anew_while_the_former_ends(workshop: Workshop) -> None:

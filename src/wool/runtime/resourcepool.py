@@ -59,13 +59,13 @@ class ResourcePool(Generic[T]):
         return Stats(
             total_entries=len(entries),
             referenced_entries=sum(entry.references > 0 for entry in entries),
-            pending_cleanup=sum(entry.timer is not None for entry in entries),
+            pending_cleanup=sum(entry.idle for entry in entries),
         )
 
     @property
     def pending_cleanup(self) -> dict[Hashable, asyncio.TimerHandle]:
         """The timers of the resources that nobody uses, by key."""
-        return {entry.key: entry.timer for entry in self._all() if entry.timer is not None}
+        return {entry.key: entry.timer for entry in self._all() if entry.idle and entry.timer}
 
     def get(self, key: Hashable) -> Resource[T]:
         """A reference to the resource of `key`, for use with `async with`, once."""
@@ -102,12 +102,13 @@ class ResourcePool(Generic[T]):
     async def _acquire(self, key: Hashable) -> _Entry[T]:
         shelf = self._shelf()
         while (entry := shelf.entries.get(key)) is not None:
-            entry.retain()
-            try:
-                await entry.settled.wait()
-            except BaseException:
-                await self._release(entry)
-                raise
+            entry.references += 1
+            if not entry.settled.is_set():
+                try:
+                    await entry.settled.wait()
+                except BaseException:
+                    await self._release(entry)
+                    raise
             if entry.error is not None:
                 raise entry.error
             if entry.phase is _Phase.LIVE:
@@ -129,11 +130,25 @@ class ResourcePool(Generic[T]):
         entry.references -= 1
         if entry.references > 0 or entry.phase is not _Phase.LIVE:
             return
-        if self._ttl > 0 and self._shelf().entries.get(entry.key) is entry:
-            loop = asyncio.get_running_loop()
-            entry.timer = loop.call_later(self._ttl, self._end, entry)
+        shelf = self._shelf()
+        if self._ttl > 0 and shelf.entries.get(entry.key) is entry:
+            entry.unused_since = shelf.loop.time()
+            if entry.timer is None:
+                entry.timer = shelf.loop.call_later(self._ttl, self._expire, entry)
         else:
             await _finish([self._end(entry)])
+
+    def _expire(self, entry: _Entry[T]) -> None:
+        """End it, unless it has been used since the timer was set."""
+        entry.timer = None
+        if entry.references > 0:
+            return
+        loop = entry.shelf.loop
+        end = entry.unused_since + self._ttl
+        if loop.time() < end:
+            entry.timer = loop.call_at(end, self._expire, entry)
+        else:
+            self._end(entry)
 
     def _end(self, entry: _Entry[T]) -> asyncio.Task[None]:
         entry.forget()
@@ -158,7 +173,7 @@ class ResourcePool(Generic[T]):
         if loop not in self._shelves:
             for dead in [each for each in self._shelves.copy() if each.is_closed()]:
                 self._shelves.pop(dead, None)
-            self._shelves[loop] = _Shelf()
+            self._shelves[loop] = _Shelf(loop)
         return self._shelves[loop]
 
     def _all(self) -> list[_Entry[T]]:
@@ -212,7 +227,8 @@ class _Phase(Enum):
 class _Shelf(Generic[T]):
     """What an event loop has of a pool."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self.entries: dict[Hashable, _Entry[T]] = {}
         self.endings: set[asyncio.Task[None]] = set()
 
@@ -229,23 +245,22 @@ class _Entry(Generic[T]):
         self.settled = asyncio.Event()
         self.error: Exception | None = None
         self.references = 1
+        self.unused_since = 0.0
         self.timer: asyncio.TimerHandle | None = None
         shelf.entries[key] = self
 
-    def retain(self) -> None:
-        self.references += 1
-        self.cancel_timer()
+    @property
+    def idle(self) -> bool:
+        """Whether it is kept although nobody uses it."""
+        return self.timer is not None and self.references == 0
 
     def forget(self) -> None:
         self.phase = _Phase.OVER
-        self.cancel_timer()
-        if self.shelf.entries.get(self.key) is self:
-            del self.shelf.entries[self.key]
-
-    def cancel_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        if self.shelf.entries.get(self.key) is self:
+            del self.shelf.entries[self.key]
 
 
 async def _finish(tasks: Collection[asyncio.Task[None]]) -> None:

@@ -235,6 +235,8 @@ def _is_plain(value: object) -> bool:
             children = (*node, *node.values())
         else:
             return False
+        if _ATOMS.issuperset(map(type, children)) and len(children) < _PLAIN_NODES:
+            continue
         if len(nodes) + len(children) > _PLAIN_NODES:
             return False
         nodes += children

@@ -59,14 +59,7 @@ def task_of(routine: Callable[..., Any], *args: Any, **kwargs: Any) -> Task:
 
 def task_frame(call: int, routine: Callable[..., Any], *args: Any, **kwargs: Any) -> Request:
     """The frame of such a task."""
-    encoded = task_of(routine, *args, **kwargs).encode()
-    message = protocol.Task()
-    message.MergeFrom(encoded.header)
-    message.callable.content = encoded.callable.data
-    message.proxy.content = encoded.proxy
-    message.arguments.data = bytes(encoded.arguments.data)
-    message.arguments.buffers.extend(map(bytes, encoded.arguments.buffers))
-    return Request(call=call, task=message)
+    return Request(call=call, task=task_of(routine, *args, **kwargs).to_protobuf())
 
 
 def payload(value: object) -> protocol.Payload:

@@ -13,8 +13,8 @@ from wool.runtime.worker.framing import (
     CHUNK,
     OVERHEAD,
     Assemblies,
+    LargePayload,
     Outbox,
-    Outgoing,
     write_payload,
 )
 
@@ -34,21 +34,35 @@ payloads = st.builds(
 )
 
 
-def build(frame: Response, item: Outgoing) -> None:
-    if item.payload is not None:
-        write_payload(frame.item, item.payload)
-        frame.item.SetInParent()
-    else:
-        frame.ack = True
+def put(
+    outbox: Outbox[ResponseBatch], call: int, payload: Payload | None, weight: int = 0
+) -> LargePayload | None:
+    if payload is None:
+        outbox.add(call).ack = True
+        return None
+    if payload.size > CHUNK:
+
+        def finish(frame: Response) -> None:
+            frame.item.chunked = True
+            frame.item.buffers.append(b"x" * weight)
+
+        large = LargePayload(call, payload, finish, call)
+        outbox.add_large(large)
+        return large
+    frame = outbox.add(call, payload.size + weight, call)
+    write_payload(frame.item, payload)
+    if weight:
+        frame.item.buffers.append(b"x" * weight)
+    frame.item.SetInParent()
+    return None
 
 
-def drain(outbox: Outbox) -> list[ResponseBatch]:
+def drain(outbox: Outbox[ResponseBatch]) -> list[ResponseBatch]:
     batches = []
     while outbox:
-        batch = ResponseBatch()
-        outbox.fill(batch)
-        if batch.frames:
-            batches.append(batch)
+        batch, _ = outbox.next()
+        assert batch.frames
+        batches.append(batch)
     return batches
 
 
@@ -73,9 +87,9 @@ def content(payload: Payload | None) -> list[bytes] | None:
 
 @given(st.lists(payloads, min_size=1, max_size=4))
 def test_payloads_cut_and_put_together_again(given_payloads: list[Payload]) -> None:
-    outbox = Outbox(build)
+    outbox = Outbox(ResponseBatch)
     for call, payload in enumerate(given_payloads):
-        outbox.put(Outgoing(call, "item", payload))
+        put(outbox, call, payload)
 
     arrived = dict(receive(drain(outbox)))
 
@@ -90,45 +104,46 @@ def test_outbox_anything_put_or_dropped_in_any_order(
     queued: list[Payload | None], data: st.DataObject
 ) -> None:
     """What isn't dropped arrives, what is dropped doesn't, and nothing is left to account for."""
-    outbox = Outbox(build)
-    items = [Outgoing(call, "item", payload) for call, payload in enumerate(queued)]
+    outbox = Outbox(ResponseBatch)
     batches = []
+    large: dict[int, LargePayload] = {}
     dropped = set()
-    for item in items:
-        outbox.put(item)
-        action = data.draw(st.sampled_from(["wait", "fill", "drop"]))
-        if action == "fill":
-            batches.append(ResponseBatch())
-            outbox.fill(batches[-1])
-        elif action == "drop":
-            victim = data.draw(st.sampled_from(items[: item.call + 1]))
-            if not victim.over:
-                dropped.add(victim.call)
-            outbox.drop(victim)
+    for call, payload in enumerate(queued):
+        queued_large = put(outbox, call, payload)
+        if queued_large is not None:
+            large[call] = queued_large
+        action = data.draw(st.sampled_from(["wait", "write", "drop"]))
+        if action == "write":
+            batches.append(outbox.next()[0])
+        elif action == "drop" and large:
+            victim = data.draw(st.sampled_from(sorted(large)))
+            if not large[victim].over:
+                dropped.add(victim)
+            outbox.drop(large[victim])
     batches += drain(outbox)
 
     arrived = receive(batches)
 
-    assert {call for call, _ in arrived} == {item.call for item in items} - dropped
-    assert len(arrived) == len(items) - len(dropped)
+    assert {call for call, _ in arrived} == {*range(len(queued))} - dropped
+    assert len(arrived) == len(queued) - len(dropped)
     assert outbox.size == 0
     assert not outbox
 
 
 @given(st.lists(st.integers(0, 2000), min_size=1, max_size=50))
 def test_small_frames_keep_their_order(small_sizes: list[int]) -> None:
-    outbox = Outbox(build)
+    outbox = Outbox(ResponseBatch)
     for call, size in enumerate(small_sizes):
-        outbox.put(Outgoing(call, "item", Payload(b"x" * size)))
+        put(outbox, call, Payload(b"x" * size))
 
     assert [call for call, _ in receive(drain(outbox))] == list(range(len(small_sizes)))
 
 
 def test_large_payloads_interleave_and_small_frames_pass() -> None:
-    outbox = Outbox(build)
+    outbox = Outbox(ResponseBatch)
     for call in (1, 2, 3):
-        outbox.put(Outgoing(call, "item", Payload(b"x" * 3 * CHUNK)))
-    outbox.put(Outgoing(4, "item", Payload(b"small")))
+        put(outbox, call, Payload(b"x" * 3 * CHUNK))
+    put(outbox, 4, Payload(b"small"))
 
     batches = drain(outbox)
 
@@ -139,24 +154,22 @@ def test_large_payloads_interleave_and_small_frames_pass() -> None:
 
 
 def test_large_payload_dropped_lets_the_next_one_leave_at_once() -> None:
-    """A batch is not empty while something waits: an empty one puts the writer to sleep."""
-    outbox = Outbox(build)
-    items = [Outgoing(call, "item", Payload(b"x" * 2 * CHUNK)) for call in (1, 2)]
-    for item in items:
-        outbox.put(item)
-    outbox.drop(items[0])
-    batch = ResponseBatch()
+    outbox = Outbox(ResponseBatch)
+    first = put(outbox, 1, Payload(b"x" * 2 * CHUNK))
+    put(outbox, 2, Payload(b"x" * 2 * CHUNK))
+    assert first is not None
+    outbox.drop(first)
 
-    begun = outbox.fill(batch)
+    batch, owners = outbox.next()
 
-    assert begun == [items[1]]
+    assert owners == [2]
     assert [frame.call for frame in batch.frames] == [2]
 
 
 def test_payload_of_many_parts_takes_few_messages() -> None:
-    outbox = Outbox(build)
+    outbox = Outbox(ResponseBatch)
     buffers = tuple(bytes([i % 256]) * 100 for i in range(10_000))
-    outbox.put(Outgoing(1, "item", Payload(b"data", buffers)))
+    put(outbox, 1, Payload(b"data", buffers))
 
     batches = drain(outbox)
 
@@ -168,30 +181,25 @@ def test_payload_of_many_parts_takes_few_messages() -> None:
 @given(st.lists(st.tuples(sizes, st.integers(0, 64 * 1024)), min_size=1, max_size=60))
 def test_messages_stay_small(queued: list[tuple[int, int]]) -> None:
     """What else a frame holds, as a callable that travels by value, counts as well."""
-
-    def build_heavy(frame: Response, item: Outgoing) -> None:
-        build(frame, item)
-        frame.call = item.call
-        frame.item.buffers.append(b"x" * item.weight)
-
-    outbox = Outbox(build_heavy)
+    outbox = Outbox(ResponseBatch)
     for call, (size, weight) in enumerate(queued):
-        outbox.put(Outgoing(call, "item", Payload(b"x" * size), weight=weight))
+        put(outbox, call, Payload(b"x" * size), weight)
 
     assert max(batch.ByteSize() for batch in drain(outbox)) < BATCH + 2 * CHUNK + 65 * 1024
 
 
-def test_drop_of_what_has_left_changes_nothing() -> None:
-    outbox = Outbox(build)
-    item = Outgoing(1, "item", Payload(b"x"))
-    outbox.put(item)
-    assert outbox.size == OVERHEAD + 1
-    drain(outbox)
+def test_outbox_counts_what_waits() -> None:
+    outbox = Outbox(ResponseBatch)
+    put(outbox, 1, Payload(b"x"))
+    assert (outbox.small, outbox.large) == (OVERHEAD + 1, 0)
+    large = put(outbox, 2, Payload(b"x" * 2 * CHUNK))
+    assert (outbox.small, outbox.large) == (OVERHEAD + 1, 2 * CHUNK)
 
-    outbox.drop(item)
+    _, owners = outbox.next()
 
-    assert outbox.size == 0
-    assert item.payload is None
+    assert owners == [1, 2]
+    assert large is not None
+    assert (outbox.small, outbox.large) == (0, large.size)
 
 
 def chunk(part: int, size: int, data: bytes) -> Chunk:

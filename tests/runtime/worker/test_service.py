@@ -282,9 +282,7 @@ async def test_sync_function_is_refused_in_band(worker: Serving) -> None:
         await call(connection, routines.noop)
         task = task_of(len, "x")
         encoded = task_of(routines.noop).encode()
-        task._encoded = encoded._replace(
-            callable=serializer.Dump(b"nbuiltins\0len", True), header=encoded.header
-        )
+        task._encoded = encoded._replace(callable=serializer.Dump(b"nbuiltins\0len", True))
         stream = await connection.dispatch(task)
         with pytest.raises(TypeError, match=r"builtins\.len is not a function"):
             await anext(stream)

@@ -24,10 +24,11 @@ from tests.runtime.worker.peers import (
 from tests.support import eventually
 from wool.protocol import Chunk, Response
 from wool.runtime.errors import PayloadTooLarge, TransientRpcError, WorkerLost
+from wool.runtime.routine.task import LARGEST_DEFINITION
 from wool.runtime.worker import session as session_module
 from wool.runtime.worker.base import ChannelOptions
 from wool.runtime.worker.framing import BATCH, CHUNK, HIGH_WATER
-from wool.runtime.worker.session import DEFINITIONS, LARGEST_DEFINITION
+from wool.runtime.worker.session import DEFINITIONS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -124,6 +125,18 @@ async def test_definition_evicted_is_sent_again() -> None:
     assert heard[0].task.callable.content == heard[-2].task.callable.content
     assert not heard[-1].task.callable.content
     assert all(frame.task.proxy.number == 2 for frame in heard)
+
+
+async def test_task_left_out_defines_what_others_refer_to() -> None:
+    async with working() as worker, connected(worker.address) as connection:
+        await call(connection, routines.noop)
+        session = session_of(connection)
+        routine = by_value(b"123")
+        left_out = session.submit(task_of(routine))
+        kept = session.submit(task_of(routine))
+        session.drop(left_out)
+
+        assert await anext(kept) == 3
 
 
 async def test_large_callable_travels_with_the_arguments() -> None:
@@ -322,7 +335,7 @@ async def test_worker_leaves_in_order() -> None:
         with pytest.raises(WorkerLost, match="the worker has stopped"):
             await taken
         with pytest.raises(TransientRpcError, match="takes no more calls"):
-            await session.submit(task_of(routines.noop).encode())
+            session.submit(task_of(routines.noop))
         assert lost == [True]
 
 

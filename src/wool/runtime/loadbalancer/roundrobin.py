@@ -8,12 +8,14 @@ from weakref import WeakKeyDictionary
 from wool.runtime.errors import NoWorkersAvailable, RpcError, TransientRpcError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Mapping
     from uuid import UUID
 
     from wool.runtime.loadbalancer.base import ConnectionLike, LoadBalancerContextLike
     from wool.runtime.routine.task import Task
     from wool.runtime.worker.metadata import WorkerMetadata
+
+    Order = tuple[tuple[WorkerMetadata, ConnectionLike], ...]
 
 
 class RoundRobinLoadBalancer:
@@ -36,7 +38,12 @@ class RoundRobinLoadBalancer:
         if rotation is None:
             rotation = self._rotations[context] = _Rotation()
         error: RpcError | None = None
-        for metadata, connection in rotation.turns(context):
+        order, start = rotation.begin(context.workers)
+        for i in range(start, start + len(order)):
+            entry = rotation.turn(context.workers, order[i % len(order)][0].uid)
+            if entry is None:
+                continue
+            metadata, connection = entry
             try:
                 return await connection.dispatch(task, timeout=timeout)
             except TransientRpcError as exc:
@@ -55,24 +62,26 @@ class _Rotation:
 
     def __init__(self) -> None:
         self._workers: Mapping[WorkerMetadata, ConnectionLike] | None = None
-        self._order: tuple[tuple[WorkerMetadata, ConnectionLike], ...] = ()
+        self._order: Order = ()
         self._places: dict[UUID, int] = {}
         self._next = 0
 
-    def turns(
-        self, context: LoadBalancerContextLike
-    ) -> Iterator[tuple[WorkerMetadata, ConnectionLike]]:
-        """Each of the present workers once, unless it has left by then, as it is by then."""
-        self._follow(context.workers)
-        order, start = self._order, self._next
-        for i in range(len(order)):
-            metadata, _ = order[(start + i) % len(order)]
-            self._follow(context.workers)
-            place = self._places.get(metadata.uid)
-            if place is not None:
-                if place == self._next:
-                    self._next = (place + 1) % len(self._order)
-                yield self._order[place]
+    def begin(self, workers: Mapping[WorkerMetadata, ConnectionLike]) -> tuple[Order, int]:
+        """The present workers, and the place of the one whose turn it is."""
+        self._follow(workers)
+        return self._order, self._next
+
+    def turn(
+        self, workers: Mapping[WorkerMetadata, ConnectionLike], uid: UUID
+    ) -> tuple[WorkerMetadata, ConnectionLike] | None:
+        """The worker's turn, as it is now; None if it has left."""
+        self._follow(workers)
+        place = self._places.get(uid)
+        if place is None:
+            return None
+        if place == self._next:
+            self._next = (place + 1) % len(self._order)
+        return self._order[place]
 
     def _follow(self, workers: Mapping[WorkerMetadata, ConnectionLike]) -> None:
         if workers is self._workers:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import pickle
 import traceback
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Hashable, Iterator
     from contextlib import AbstractContextManager
     from contextvars import Token
-    from types import FunctionType, TracebackType
+    from types import TracebackType
+
+    from wool.runtime.resourcepool import Resource
+
+
+LARGEST_DEFINITION = 64 * 1024
+"""Bytes of a callable above which it travels with the arguments, not as a definition."""
 
 
 @runtime_checkable
@@ -51,11 +58,15 @@ class TaskException:
 
 
 class Encoded(NamedTuple):
-    """A task ready for the wire, but for the numbers that a session gives to what repeats."""
+    """What a task carries, in bytes.
 
-    header: protocol.Task
+    A callable of over `LARGEST_DEFINITION` bytes is the last buffer of `arguments`. `proxy_error`
+    says why there is no proxy.
+    """
+
     callable: serializer.Dump
     proxy: bytes
+    proxy_error: str
     arguments: Payload
 
 
@@ -152,39 +163,34 @@ class Task:
             async for item in items:
                 yield item
 
-    @asynccontextmanager
-    async def execution(self) -> AsyncIterator[Callable[[], Any]]:
+    def execution(self) -> Execution:
         """The scope that its callable runs in: it is the current task, its proxy the active one."""
-        pool = wool.__proxy_pool__.get()
-        if pool is None:
-            raise RuntimeError("No proxy pool available for task execution")
-        async with pool.get(cast("Hashable", self.proxy)) as proxy:
-            if proxy is not self.proxy and (adopt := getattr(proxy, "adopt", None)) is not None:
-                adopt(self.proxy)
-            token = wool.__proxy__.set(proxy)
-            try:
-                with self as call:
-                    yield call
-            finally:
-                wool.__proxy__.reset(token)
+        return Execution(self)
 
     def encode(self) -> Encoded:
-        """Itself for the wire; done once. Raises whatever pickling the arguments raises."""
+        """What it carries, for the wire; done once. Raises whatever pickling raises."""
         if self._encoded is None:
             self._encoded = self._encode(self._dump_arguments())
         return self._encoded
 
     def _encode(self, arguments: Payload) -> Encoded:
-        header = self._header()
-        return Encoded(header, self._dump_callable(), self._dump_proxy(header), arguments)
+        function = self._dump_callable()
+        if len(function.data) > LARGEST_DEFINITION:
+            arguments = arguments._replace(buffers=(*arguments.buffers, function.data))
+            function = serializer.Dump(b"", False)
+        return Encoded(function, *self._dump_proxy(), arguments)
 
-    def _header(self) -> protocol.Task:
-        header = protocol.Task(id=self.id.bytes, tag=self.tag, timeout=self.timeout)
+    def write_header(self, message: protocol.Task) -> None:
+        """Put into `message` what is no part of `encode`."""
+        message.id = self.id.bytes
+        assert self.tag is not None
+        message.tag = self.tag
+        if self.timeout:
+            message.timeout = self.timeout
         if self.caller is not None:
-            header.caller = self.caller.bytes
+            message.caller = self.caller.bytes
         if self.context is not None and self.context.dispatch_timeout is not None:
-            header.context.CopyFrom(self.context.to_protobuf())
-        return header
+            message.context.CopyFrom(self.context.to_protobuf())
 
     def _dump_callable(self) -> serializer.Dump:
         try:
@@ -193,13 +199,12 @@ class Task:
             exc.add_note(f"while pickling routine {self.tag} and what it refers to")
             raise
 
-    def _dump_proxy(self, header: protocol.Task) -> bytes:
+    def _dump_proxy(self) -> tuple[bytes, str]:
         try:
             dump: Callable[[], bytes] | None = getattr(self.proxy, "dump", None)
-            return dump() if dump else to_bytes(self.proxy)
+            return dump() if dump else to_bytes(self.proxy), ""
         except (AttributeError, TypeError, pickle.PicklingError) as exc:
-            header.proxy_error = str(exc)
-            return b""
+            return b"", str(exc)
 
     def _dump_arguments(self) -> Payload:
         try:
@@ -222,10 +227,12 @@ class Task:
         else:
             encoded = self._encode(Payload(serializer.dumps((self.args, self.kwargs))))
         message = protocol.Task()
-        message.CopyFrom(encoded.header)
-        message.callable.content = encoded.callable.data
+        self.write_header(message)
+        if encoded.callable.data:
+            message.callable.content = encoded.callable.data
         if encoded.proxy:
             message.proxy.content = encoded.proxy
+        message.proxy_error = encoded.proxy_error
         if serializer is not None:
             message.serializer = to_bytes(serializer)
         message.arguments.data = bytes(encoded.arguments.data)
@@ -270,6 +277,45 @@ class Task:
         return task
 
 
+class Execution:
+    """The scope that a task's callable runs in, in a worker."""
+
+    __slots__ = ("_proxy", "_resource", "_task")
+
+    _resource: Resource[WorkerProxyLike]
+    _proxy: Token[WorkerProxyLike | None]
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    async def __aenter__(self) -> Callable[[], Any]:
+        task = self._task
+        pool = wool.__proxy_pool__.get()
+        if pool is None:
+            raise RuntimeError("No proxy pool available for task execution")
+        self._resource = pool.get(cast("Hashable", task.proxy))
+        proxy = await self._resource.acquire()
+        if proxy is not task.proxy and (adopt := getattr(proxy, "adopt", None)) is not None:
+            adopt(task.proxy)
+        self._proxy = wool.__proxy__.set(proxy)
+        try:
+            return task.__enter__()
+        except BaseException:
+            wool.__proxy__.reset(self._proxy)
+            await self._resource.release()
+            raise
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._task.__exit__(exc_type, exc, traceback)
+        wool.__proxy__.reset(self._proxy)
+        await self._resource.release()
+
+
 class AbsentProxy:
     """Stands in a worker for a proxy that could not travel: calls nested in the task fail."""
 
@@ -291,7 +337,16 @@ def load_proxy(content: bytes, error: str = "") -> WorkerProxyLike:
 
 def is_async(function: object) -> bool:
     """Whether it is a coroutine function or an async generator function."""
-    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
+        return True
+    return is_generator(function) or inspect.iscoroutinefunction(function)
+
+
+def is_generator(function: object) -> bool:
+    """Whether it is an async generator function."""
+    if type(function) is FunctionType:
+        return bool(function.__code__.co_flags & inspect.CO_ASYNC_GENERATOR)
+    return inspect.isasyncgenfunction(function)
 
 
 def describe(function: Callable[..., Any]) -> str:

@@ -19,10 +19,11 @@ from wool.runtime.errors import (
 from wool.runtime.worker.framing import TERMINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
+    from wool import protocol
     from wool.runtime.serializer import Payload
-    from wool.runtime.worker.framing import Outgoing
+    from wool.runtime.worker.framing import LargePayload
     from wool.runtime.worker.session import Session
 
     Event = tuple[str, Any]
@@ -56,7 +57,7 @@ class Call:
 
     The first step is part of the task itself: a worker runs a coroutine to its end, and an async
     generator to its first value, without being asked. `abandoned`, if set, is for whoever takes
-    the next step.
+    the next step. What waits to be written of it is `large`, or the task in `frame`.
     """
 
     __slots__ = (
@@ -69,7 +70,8 @@ class Call:
         "_unheeded",
         "_waiter",
         "abandoned",
-        "item",
+        "frame",
+        "large",
         "leaving",
         "number",
         "raised",
@@ -82,13 +84,13 @@ class Call:
         session: Session,
         number: int,
         tag: str,
-        item: Outgoing,
         on_end: Callable[[Call], None] | None = None,
     ) -> None:
         self.number = number
         self.leaving = False
         self.tag = tag
-        self.item = item
+        self.frame: protocol.Request | None = None
+        self.large: LargePayload | None = None
         self.stage = Stage.QUEUED
         self.abandoned: Exception | None = None
         self.raised: StopAsyncIteration | None = None
@@ -104,6 +106,12 @@ class Call:
     def suspended(self) -> bool:
         """Whether it is a stream that waits for its consumer."""
         return self._stepped and not self._stepping and self.stage is Stage.TAKEN
+
+    def sent(self) -> None:
+        """It has begun to leave."""
+        if self.stage is Stage.QUEUED:
+            self.stage = Stage.SENT
+            self.frame = None
 
     def feed(self, kind: str, payload: Any) -> None:
         """What the worker sent for it."""
@@ -141,7 +149,7 @@ class Call:
             self._waiter.set_result(None)
 
     def _change(self) -> asyncio.Future[None]:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._session.loop.create_future()
         return self._waiter
 
     async def _event(self) -> Event:
@@ -157,7 +165,8 @@ class Call:
         """
         try:
             if deadline is None:
-                await self._taken()
+                while self.stage in UNTAKEN:
+                    await self._change()
             else:
                 await self._taken_by(deadline)
         except asyncio.CancelledError as cancelled:
@@ -258,8 +267,8 @@ class Call:
     def __aiter__(self) -> Call:
         return self
 
-    async def __anext__(self) -> Any:
-        return await self._step("next")
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
+        return self._step("next")
 
     async def asend(self, value: Any) -> Any:
         if value is None:
@@ -280,10 +289,12 @@ class Call:
             self._session.send(self, kind, payload)
         self._stepped = self._stepping = True
         try:
-            return self._value(await self._reply())
+            event = self._events.pop(0) if self._events else await self._reply()
+            return self._value(event)
         finally:
             self._stepping = False
-            self._session.suspend(self)
+            if self.stage is not Stage.ENDED:
+                self._session.suspend(self)
 
     def _value(self, event: Event) -> Any:
         kind, payload = event

@@ -19,7 +19,7 @@ from wool.runtime.worker.transport import client_arguments, rpc_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wool.runtime.routine.task import Encoded, Task
+    from wool.runtime.routine.task import Task
     from wool.runtime.worker.auth import WorkerCredentials
     from wool.runtime.worker.call import Call
     from wool.runtime.worker.metadata import WorkerMetadata
@@ -53,10 +53,16 @@ class _Link:
         self._opening: asyncio.Task[Session] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
+    @property
+    def ready(self) -> Session | None:
+        """The open session, if there is one."""
+        session = self._session
+        return session if session is not None and session.accepting else None
+
     async def session(self) -> Session:
         """The open session; opened if there is none, once for all who ask meanwhile."""
-        if self._session is not None and self._session.accepting:
-            return self._session
+        if (session := self.ready) is not None:
+            return session
         if self._opening is None:
             self._retire()
             self._opening = asyncio.create_task(self._open(), name="wool session opening")
@@ -198,6 +204,7 @@ class WorkerConnection:
         self._on_lost = on_lost
         self._link: _Link | None = None
         self._calls: set[Call] = set()
+        self._on_end = self._ended
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -220,28 +227,29 @@ class WorkerConnection:
         """
         if timeout is not None and not timeout > 0:
             raise ValueError(f"Dispatch timeout must be positive, got {timeout}")
-        encoded = task.encode()
-        if timeout is None:
-            call = await self._submit(encoded)
-            await call.accepted(None)
-            return call
-        deadline = asyncio.get_running_loop().time() + timeout
-        try:
-            async with asyncio.timeout_at(deadline):
-                call = await self._submit(encoded)
-        except TimeoutError as exc:
-            raise DispatchTimeout(
-                grpc.StatusCode.DEADLINE_EXCEEDED, f"{self!r} had no room within {timeout} s"
-            ) from exc
+        task.encode()  # Arguments are copied before anything is waited for.
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        session = self._open_link().ready
+        if session is None or session.crowded(task):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    session = await self._room(task)
+            except TimeoutError as exc:
+                raise DispatchTimeout(
+                    grpc.StatusCode.DEADLINE_EXCEEDED, f"{self!r} had no room within {timeout} s"
+                ) from exc
+        call = session.submit(task, self._on_end)
+        self._calls.add(call)
+        self._idle.clear()
         await call.accepted(deadline)
         return call
 
-    async def _submit(self, encoded: Encoded) -> Call:
+    async def _room(self, task: Task) -> Session:
+        """The session, open, when it has room for a task."""
         session = await self._open_link().session()
-        call = await session.submit(encoded, self._ended)
-        self._calls.add(call)
-        self._idle.clear()
-        return call
+        if session.crowded(task):
+            await session.room(task)
+        return session
 
     def _ended(self, call: Call) -> None:
         self._calls.discard(call)

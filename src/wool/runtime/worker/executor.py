@@ -22,7 +22,6 @@ from wool.runtime import serializer
 from wool.runtime.errors import PayloadTooLarge
 from wool.runtime.routine import task as task_module
 from wool.runtime.routine.task import Task, load_proxy
-from wool.runtime.worker.framing import Outgoing
 
 if TYPE_CHECKING:
     import contextvars
@@ -125,7 +124,7 @@ class Exchange:
     collect: Callable[[], object]
     pending: dict[int, Arrival] = field(default_factory=dict)
     mail: deque[tuple[int, str, Any]] = field(default_factory=deque)
-    replies: deque[Outgoing] = field(default_factory=deque)
+    replies: deque[tuple[int, str, Payload | None]] = field(default_factory=deque)
 
 
 class Runner:
@@ -150,9 +149,10 @@ class Runner:
             if kind == "task":
                 self._start(call)
             elif kind == "heartbeat":
-                self.reply(Outgoing(call, kind))
+                self.reply(call, kind)
             elif call in self._running:
                 self._running[call].tell(kind, body)
+        self._schedule()  # What begins now takes its first step before that.
 
     def _start(self, call: int) -> None:
         if call in self._exchange.pending:
@@ -163,12 +163,11 @@ class Runner:
         arrival = self._exchange.pending.pop(call, None)
         if arrival is not None:
             self._unacknowledged[call] = None
-            self._schedule()
         return arrival
 
-    def reply(self, item: Outgoing) -> None:
-        self._unacknowledged.pop(item.call, None)
-        self._exchange.replies.append(item)
+    def reply(self, call: int, kind: str, payload: Payload | None = None) -> None:
+        self._unacknowledged.pop(call, None)
+        self._exchange.replies.append((call, kind, payload))
         if len(self._exchange.replies) >= REPLIES:
             self._exchange.collect()
         self._schedule()
@@ -181,7 +180,7 @@ class Runner:
     def _flush(self) -> None:
         self._flushing = False
         for call in self._unacknowledged:
-            self._exchange.replies.append(Outgoing(call, "ack"))
+            self._exchange.replies.append((call, "ack", None))
         self._unacknowledged.clear()
         if self._exchange.replies:
             self._exchange.collect()
@@ -328,7 +327,7 @@ class _Execution:
         self._send("exception", payload)
 
     def _send(self, kind: str, payload: Payload | None = None) -> None:
-        self._runner.reply(Outgoing(self._call, kind, payload))
+        self._runner.reply(self._call, kind, payload)
 
 
 def _remote_frames(traceback: TracebackType | None) -> TracebackType | None:

@@ -1,9 +1,9 @@
 """What both halves of a session do with frames: queue them, cut large payloads, put them together.
 
-Small frames leave in the order they came. A payload over `CHUNK` bytes leaves in pieces, about
-`CHUNK` bytes to a batch, large payloads taking turns; its frame follows the last piece. So no
-message is much larger than `BATCH` and `CHUNK`, and a small frame waits for one message, not for a
-large payload.
+Small frames are written into the batch they leave in at once, and leave in the order they came. A
+payload over `CHUNK` bytes leaves in pieces, about `CHUNK` bytes to a batch, large payloads taking
+turns; its frame follows the last piece. So no message is much larger than `BATCH` and `CHUNK`, and
+a small frame waits for one message, not for a large payload.
 Frames of one call keep their order because a call has one payload under way at most.
 """
 
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from wool.runtime.errors import UnexpectedResponse
 from wool.runtime.serializer import Payload
@@ -34,19 +33,10 @@ TERMINAL = frozenset({"nack", "result", "done", "exception"})
 """The kinds of response that are a call's last."""
 
 OVERHEAD = 256
-"""What a queued frame counts for, in bytes, besides its payload."""
+"""What a frame that waits counts for, in bytes, besides its payload."""
 
 PIECE_OVERHEAD = 16
 """What a piece of a large payload counts for in a batch, in bytes, besides its data."""
-
-
-class Frame(Protocol):
-    """A `Request` or a `Response`."""
-
-    call: int
-
-    @property
-    def chunk(self) -> protocol.Chunk: ...
 
 
 class Batch(Protocol):
@@ -56,111 +46,127 @@ class Batch(Protocol):
     def frames(self) -> Any: ...
 
 
-@dataclass(slots=True, eq=False)
-class Outgoing:
-    """A frame that waits to be written: its kind, and the body or the payload it carries."""
-
-    call: int
-    kind: str
-    payload: Payload | None = None
-    body: Any = True
-    weight: int = 0
-    """Bytes that its frame holds besides a payload."""
-    over: bool = False
-    """Whether it has left, or is to be left out."""
-    size: int = field(init=False)
-    """Bytes of it that wait to be written."""
-    large: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        payload = self.payload.size if self.payload is not None else 0
-        self.size = OVERHEAD + self.weight + payload
-        self.large = payload > CHUNK
+B = TypeVar("B", bound=Batch)
 
 
-class Outbox:
-    """What waits to be written to one stream. `build` makes a frame of what was queued.
+class LargePayload:
+    """A payload that leaves in pieces, before the frame that `finish` fills in.
+
+    `size` is how many bytes of it wait to be written. `owner` is told of when it begins to leave.
+    """
+
+    __slots__ = ("_finish", "_pieces", "call", "owner", "size")
+
+    def __init__(
+        self, call: int, payload: Payload, finish: Callable[[Any], object], owner: Any = None
+    ) -> None:
+        self.call = call
+        self.owner = owner
+        self.size = payload.size
+        self._finish: Callable[[Any], object] | None = finish
+        self._pieces = _pieces(payload)
+
+    def fill(self, batch: Batch) -> int:
+        """Put what is next of it into `batch`. Returns how many bytes that was."""
+        before = self.size
+        room = CHUNK
+        for part, size, data in self._pieces:
+            frame = batch.frames.add()
+            frame.call = self.call
+            frame.chunk.part = part
+            frame.chunk.size = size
+            frame.chunk.data = bytes(data)
+            self.size -= len(data)
+            room -= len(data) + PIECE_OVERHEAD
+            if room <= 0:
+                return before - self.size
+        frame = batch.frames.add()
+        frame.call = self.call
+        finish, self._finish = self._finish, None  # A call may last; what it was sent need not.
+        assert finish is not None
+        finish(frame)
+        return before - self.size
+
+    @property
+    def over(self) -> bool:
+        """Whether all of it has left."""
+        return self._finish is None
+
+
+class _Waiting(Generic[B]):
+    """A batch to be written, what it counts for in bytes, and who is to know when it leaves."""
+
+    __slots__ = ("batch", "owners", "size")
+
+    def __init__(self, batch: B) -> None:
+        self.batch = batch
+        self.size = 0
+        self.owners: list[Any] = []
+
+
+class Outbox(Generic[B]):
+    """What waits to be written to one stream, in batches that `new` makes.
 
     `small` and `large` are the bytes that wait in small frames and in large payloads.
     """
 
-    def __init__(self, build: Callable[[Any, Outgoing], None]) -> None:
+    def __init__(self, new: Callable[[], B]) -> None:
         self.small = 0
         self.large = 0
-        self._build = build
-        self._small: deque[Outgoing] = deque()
-        self._large: deque[tuple[Outgoing, Iterator[tuple[int, int, memoryview]]]] = deque()
+        self._new = new
+        self._last = _Waiting(new())
+        self._full: deque[_Waiting[B]] = deque()
+        self._large: deque[LargePayload] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._small or self._large)
+        return self.small > 0 or bool(self._large)
 
     @property
     def size(self) -> int:
         """The bytes that wait."""
         return self.small + self.large
 
-    def put(self, item: Outgoing) -> None:
-        self._count(item, item.size)
-        if item.payload is not None and item.large:
-            self._large.append((item, _pieces(item.payload)))
+    def add(self, call: int, size: int = 0, owner: Any = None) -> Any:
+        """A frame of `call`, to be filled in with `size` bytes, after all that waits."""
+        last = self._last
+        if last.size >= BATCH:
+            self._full.append(last)
+            last = self._last = _Waiting(self._new())
+        size += OVERHEAD
+        last.size += size
+        self.small += size
+        if owner is not None:
+            last.owners.append(owner)
+        frame = last.batch.frames.add()
+        frame.call = call
+        return frame
+
+    def add_large(self, large: LargePayload) -> None:
+        """Queue a large payload, with the frame that follows it."""
+        self.large += large.size
+        self._large.append(large)
+
+    def drop(self, large: LargePayload) -> None:
+        """Leave out what has not been written of a large payload, and its frame."""
+        if large in self._large:
+            self._large.remove(large)
+            self.large -= large.size
+
+    def next(self) -> tuple[B, list[Any]]:
+        """The batch to write next, and the owners of what begins to leave with it."""
+        if self._full:
+            waiting = self._full.popleft()
         else:
-            self._small.append(item)
-
-    def drop(self, item: Outgoing) -> None:
-        """Leave out what has not been written of it."""
-        if not item.over:
-            item.over = True
-            self._count(item, -item.size)
-
-    def _count(self, item: Outgoing, size: int) -> None:
-        if item.large:
-            self.large += size
-        else:
-            self.small += size
-
-    def fill(self, batch: Batch) -> list[Outgoing]:
-        """Put into `batch` what is next. Returns what has begun to leave with it."""
-        begun = []
-        size = 0
-        while self._small and size < BATCH:
-            item = self._small.popleft()
-            if item.over:
-                continue
-            size += item.size
-            self._finish(batch, item)
-            begun.append(item)
-        while self._large:
-            item, pieces = self._large.popleft()
-            if not item.over:
-                self._fill_large(batch, item, pieces)
-                begun.append(item)
-                break
-        return begun
-
-    def _fill_large(
-        self, batch: Batch, item: Outgoing, pieces: Iterator[tuple[int, int, memoryview]]
-    ) -> None:
-        room = CHUNK
-        for part, size, data in pieces:
-            frame = batch.frames.add()
-            frame.call = item.call
-            frame.chunk.part = part
-            frame.chunk.size = size
-            frame.chunk.data = bytes(data)
-            item.size -= len(data)
-            self.large -= len(data)
-            room -= len(data) + PIECE_OVERHEAD
-            if room <= 0:
-                self._large.append((item, pieces))
-                return
-        self._finish(batch, item)
-
-    def _finish(self, batch: Batch, item: Outgoing) -> None:
-        self.drop(item)
-        frame = batch.frames.add()
-        frame.call = item.call
-        self._build(frame, item)
-        item.payload = item.body = None  # A call may last; what it was sent need not.
+            waiting, self._last = self._last, _Waiting(self._new())
+        self.small -= waiting.size
+        if self._large:
+            large = self._large.popleft()
+            if large.owner is not None:
+                waiting.owners.append(large.owner)
+            self.large -= large.fill(waiting.batch)
+            if not large.over:
+                self._large.append(large)
+        return waiting.batch, waiting.owners
 
 
 class Gate:
@@ -207,10 +213,7 @@ def _pieces(payload: Payload) -> Iterator[tuple[int, int, memoryview]]:
 
 
 def write_payload(message: protocol.Payload, payload: Payload) -> None:
-    """Put a payload into its message, unless it goes ahead in pieces."""
-    if payload.size > CHUNK:
-        message.chunked = True
-        return
+    """Put a small payload into its message."""
     message.data = bytes(payload.data)
     if payload.buffers:
         message.buffers.extend(map(bytes, payload.buffers))

@@ -17,6 +17,7 @@ import asyncio
 import contextvars
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import grpc
@@ -30,17 +31,19 @@ from wool.runtime.worker.auth import CredentialContext
 from wool.runtime.worker.base import ChannelOptions
 from wool.runtime.worker.executor import Arrival, Definition, Exchange, RoutineLoop, Runner
 from wool.runtime.worker.framing import (
+    CHUNK,
     HIGH_WATER,
     TERMINAL,
     Assemblies,
+    LargePayload,
     Outbox,
-    Outgoing,
     write_payload,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from wool.runtime.serializer import Payload
     from wool.runtime.worker.auth import WorkerCredentials
 
 logger = logging.getLogger("wool.service")
@@ -78,12 +81,12 @@ class _Session:
         self._runner = Runner(self._exchange, context, limit)
         self._assemblies = Assemblies(service.options.max_receive_message_length)
         self._definitions: dict[int, Definition] = {}
-        self._outbox = Outbox(_build)
+        self._outbox = Outbox(protocol.ResponseBatch)
         self._open: set[int] = set()
         self._finishing = False
         self._client_left = False
         self.lost = False
-        self._writable = asyncio.Event()
+        self._writable: asyncio.Future[None] | None = None
         self._readable = asyncio.Event()
 
     # Requests
@@ -118,7 +121,10 @@ class _Session:
         call = frame.call
         kind = frame.WhichOneof("kind")
         if kind == "task":
-            self._receive_task(call, frame.task)
+            if call:
+                self._receive_task(call, frame.task)
+            else:
+                self._receive_definitions(frame.task)
         elif kind == "chunk":
             self._assemblies.add(call, frame.chunk)
         elif kind in ("send", "throw"):
@@ -130,6 +136,13 @@ class _Session:
             self._exchange.mail.append((call, kind, None))
         else:
             raise UnexpectedResponse(f"a frame of call {call} is of no kind known here")
+
+    def _receive_definitions(self, task: protocol.Task) -> None:
+        """Those of a task that was left out after frames had been written that refer to them."""
+        if task.HasField("callable"):
+            self._define(task.callable)
+        if task.HasField("proxy"):
+            self._define(task.proxy)
 
     def _receive_task(self, call: int, task: protocol.Task) -> None:
         if call in self._open:
@@ -144,7 +157,7 @@ class _Session:
         else:
             raise UnexpectedResponse(f"call {call} is of nothing callable")
         if self._service.stopping.is_set():
-            self._put(Outgoing(call, "nack", body=DRAINING))
+            self._refuse(call, DRAINING)
             return
         self._open.add(call)
         self._service.count(1)
@@ -164,12 +177,12 @@ class _Session:
 
     def _give_back(self, call: int, kind: str) -> None:
         if self._exchange.pending.pop(call, None) is not None:
-            self._put(Outgoing(call, "nack", body=GIVEN_BACK))
+            self._refuse(call, GIVEN_BACK)
         elif call not in self._open:
             if self._assemblies.discard(call):
-                self._put(Outgoing(call, "nack", body=GIVEN_BACK))
+                self._refuse(call, GIVEN_BACK)
         elif kind == "withdraw":
-            self._put(Outgoing(call, "ack"))
+            self._put(call, "ack", None)
         else:
             self._assemblies.discard(call)
             self._exchange.mail.append((call, kind, None))
@@ -182,34 +195,55 @@ class _Session:
     def _collect(self) -> None:
         replies = self._exchange.replies
         while replies:
-            self._put(replies.popleft())
+            self._put(*replies.popleft())
 
-    def _put(self, item: Outgoing) -> None:
-        if item.kind in TERMINAL and item.call in self._open:
-            self._open.remove(item.call)
-            self._service.count(-1)
+    def _put(self, call: int, kind: str, payload: Payload | None) -> None:
+        if kind in TERMINAL:
+            self._answered(call)
+        if self.lost:
+            return
+        if payload is None:
+            setattr(self._outbox.add(call), kind, True)
+        elif (size := payload.size) > CHUNK:
+            finish = partial(_fill_large, kind)
+            self._outbox.add_large(LargePayload(call, payload, finish))
+        else:
+            message = getattr(self._outbox.add(call, size), kind)
+            message.SetInParent()
+            write_payload(message, payload)
+        self._wake_writer()
+
+    def _refuse(self, call: int, reason: str) -> None:
+        self._answered(call)
         if not self.lost:
-            self._outbox.put(item)
-            self._writable.set()
+            self._outbox.add(call).nack.reason = reason
+            self._wake_writer()
+
+    def _answered(self, call: int) -> None:
+        if call in self._open:
+            self._open.remove(call)
+            self._service.count(-1)
+
+    def _wake_writer(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
 
     async def batches(self) -> AsyncIterator[protocol.ResponseBatch]:
         """What there is to write, until the end of the session."""
         farewell: asyncio.TimerHandle | None = None
         try:
             while not self.lost:
-                batch = protocol.ResponseBatch()
-                self._outbox.fill(batch)
-                self._readable.set()
-                if batch.frames:
-                    yield batch
+                if self._outbox:
+                    self._readable.set()
+                    yield self._outbox.next()[0]
                 elif self._finishing and farewell is None:
                     farewell = self._loop.call_later(FAREWELL, self.lose)
                     yield protocol.ResponseBatch(last=True)
                 elif self._client_left:
                     return
                 else:
-                    self._writable.clear()
-                    await self._writable.wait()
+                    self._writable = self._loop.create_future()
+                    await self._writable
         finally:
             if farewell is not None:
                 farewell.cancel()
@@ -219,7 +253,7 @@ class _Session:
     def finish(self) -> None:
         """Write what waits, then leave."""
         self._finishing = True
-        self._writable.set()
+        self._wake_writer()
 
     def on_done(self, context: Any) -> None:
         """The RPC has ended, whatever its handler is told."""
@@ -228,7 +262,7 @@ class _Session:
     def lose(self) -> None:
         """The client is gone: nothing is written any more."""
         self.lost = True
-        self._writable.set()
+        self._wake_writer()
         self._readable.set()
 
     async def cancel(self) -> None:
@@ -248,15 +282,8 @@ class _Session:
             self._service.forget(self)
 
 
-def _build(frame: protocol.Response, item: Outgoing) -> None:
-    if item.payload is not None:
-        message = getattr(frame, item.kind)
-        write_payload(message, item.payload)
-        message.SetInParent()
-    elif item.kind == "nack":
-        frame.nack.reason = item.body
-    else:
-        setattr(frame, item.kind, True)
+def _fill_large(kind: str, frame: protocol.Response) -> None:
+    getattr(frame, kind).chunked = True
 
 
 class WorkerService:

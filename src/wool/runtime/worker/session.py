@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -42,15 +43,15 @@ from wool.runtime.worker.framing import (
     TERMINAL,
     Assemblies,
     Gate,
+    LargePayload,
     Outbox,
-    Outgoing,
     write_payload,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from wool.runtime.routine.task import Encoded
+    from wool.runtime.routine.task import Encoded, Task
     from wool.runtime.serializer import Payload
     from wool.runtime.worker.base import ChannelOptions
     from wool.runtime.worker.metadata import WorkerMetadata
@@ -67,9 +68,6 @@ FAREWELL = 5.0
 
 DEFINITIONS = 256
 """How many callables and proxies a session keeps numbers for."""
-
-LARGEST_DEFINITION = 64 * 1024
-"""Bytes of a callable above which it travels with the call's arguments, not as a definition."""
 
 
 class Session:
@@ -97,22 +95,22 @@ class Session:
         self._calls: dict[int, Call] = {}
         self._last_number = 0
         self._definitions: OrderedDict[bytes, int] = OrderedDict()
-        self._outbox = Outbox(self._build)
+        self._outbox = Outbox(protocol.RequestBatch)
         self._small_gate = Gate(HIGH_WATER, lambda: self._outbox.small)
         self._large_gate = Gate(options.max_receive_message_length, lambda: self._outbox.large)
         self._assemblies = Assemblies(options.max_send_message_length)
         self._accepting = True
         self._closing = False
         self._leaving = False
-        self._writable = asyncio.Event()
+        self._writable: asyncio.Future[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._heard = True
         self._asked = False
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(HEARTBEAT, self._beat)
-        self._reader = self._loop.create_task(self._read(), name="wool session reader")
-        self._writer = self._loop.create_task(self._write(), name="wool session writer")
+        self.loop = asyncio.get_running_loop()
+        self._timer = self.loop.call_later(HEARTBEAT, self._beat)
+        self._reader = self.loop.create_task(self._read(), name="wool session reader")
+        self._writer = self.loop.create_task(self._write(), name="wool session writer")
 
     def __repr__(self) -> str:
         worker = f"{self.metadata.uid} at {self.metadata.address}" if self.metadata else "a worker"
@@ -124,57 +122,102 @@ class Session:
         """Whether it takes new calls."""
         return self._accepting
 
-    async def submit(self, encoded: Encoded, on_end: Callable[[Call], None] | None = None) -> Call:
-        """Queue a task, once there is room for it. `on_end` is called when it has ended.
+    def crowded(self, task: Task) -> bool:
+        """Whether a task has to wait for room.
 
-        Raises `PayloadTooLarge` if the worker would refuse its arguments, `TransientRpcError` if
-        the session is ending.
+        Raises `PayloadTooLarge` if the worker would refuse its arguments.
         """
-        tag = encoded.header.tag
-        payload = encoded.arguments
-        if len(encoded.callable.data) > LARGEST_DEFINITION:
-            payload = payload._replace(buffers=(*payload.buffers, encoded.callable.data))
+        size = task.encode().arguments.size
         limit = self._options.max_receive_message_length
-        if payload.size > limit:
+        if size > limit:
             raise PayloadTooLarge(
-                f"The call of {tag} with arguments",
-                payload.size,
-                "max_receive_message_length",
-                limit,
+                f"The call of {task.tag} with arguments", size, "max_receive_message_length", limit
             )
-        gate = self._large_gate if payload.size > CHUNK else self._small_gate
-        if gate.crowded:
-            await gate.enter(payload.size)
+        return self._gate(size).crowded
+
+    async def room(self, task: Task) -> None:
+        """Wait for one's turn to submit a task."""
+        size = task.encode().arguments.size
+        await self._gate(size).enter(size)
+
+    def _gate(self, size: int) -> Gate:
+        return self._large_gate if size > CHUNK else self._small_gate
+
+    def submit(self, task: Task, on_end: Callable[[Call], None] | None = None) -> Call:
+        """Queue a task. `on_end` is called when it has ended.
+
+        Raises `TransientRpcError` if the session is ending.
+        """
         if not self._accepting:
             raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} takes no more calls")
-        self._last_number += 1
-        item = Outgoing(self._last_number, "task", payload, encoded, self._weight(encoded))
-        call = self._calls[item.call] = Call(self, item.call, tag, item, on_end)
+        self._last_number = number = self._last_number + 1
+        call = self._calls[number] = Call(self, number, str(task.tag), on_end)
         self._idle.clear()
-        self._put(item)
+        encoded = task.encode()
+        size = encoded.arguments.size
+        if size > CHUNK:
+            finish = partial(_fill_large_task, task)
+            call.large = LargePayload(number, encoded.arguments, finish, call)
+            self._outbox.add_large(call.large)
+        else:
+            size += self._undefined(encoded.callable.data) + self._undefined(encoded.proxy)
+            frame = call.frame = self._outbox.add(number, size, call)
+            self._fill_task(frame.task, task, encoded)
+        self._wake_writer()
         return call
 
-    def _weight(self, encoded: Encoded) -> int:
-        function, proxy = encoded.callable.data, encoded.proxy
-        weight = 0 if proxy in self._definitions else len(proxy)
-        if len(function) <= LARGEST_DEFINITION and function not in self._definitions:
-            weight += len(function)
-        return weight
+    def _undefined(self, content: bytes) -> int:
+        return 0 if content in self._definitions else len(content)
+
+    def _fill_task(self, message: protocol.Task, task: Task, encoded: Encoded) -> None:
+        task.write_header(message)
+        if encoded.callable.data:
+            self._define(message.callable, *encoded.callable)
+        if encoded.proxy:
+            self._define(message.proxy, encoded.proxy, True)
+        else:
+            message.proxy_error = encoded.proxy_error
+        write_payload(message.arguments, encoded.arguments)
+
+    def _define(self, message: protocol.Definition, content: bytes, reusable: bool) -> None:
+        number = self._definitions.get(content)
+        if number is not None:
+            self._definitions.move_to_end(content)
+        else:
+            number = len(self._definitions) + 1
+            if number > DEFINITIONS:
+                number = self._definitions.popitem(last=False)[1]
+            self._definitions[content] = number
+            message.content = content
+            message.reusable = reusable
+        message.number = number
 
     def send(self, call: Call, kind: str, payload: Payload | None = None) -> None:
         """Queue a frame for a call that the worker has, or is about to have."""
+        if call.stage is Stage.ENDED:
+            return
+        if payload is not None:
+            self._send_payload(call, kind, payload)
+        else:
+            if kind in ("cancel", "withdraw"):
+                self._leave_out(call)
+            setattr(self._outbox.add(call.number), kind, True)
+        self._wake_writer()
+
+    def _send_payload(self, call: Call, kind: str, payload: Payload) -> None:
         limit = self._options.max_receive_message_length
-        if payload is not None and payload.size > limit:
+        if payload.size > limit:
             raise PayloadTooLarge(
                 f"The value sent to {call.tag}", payload.size, "max_receive_message_length", limit
             )
-        if call.stage is not Stage.ENDED:
-            if kind in ("cancel", "withdraw"):
-                self._leave_out(call)
-            item = Outgoing(call.number, kind, payload)
-            if payload is not None:
-                call.item = item
-            self._put(item)
+        if payload.size > CHUNK:
+            call.large = LargePayload(call.number, payload, partial(_fill_large_value, kind))
+            self._outbox.add_large(call.large)
+        else:
+            frame = self._outbox.add(call.number, payload.size)
+            message = getattr(frame, kind)
+            message.SetInParent()
+            write_payload(message, payload)
 
     def drop(self, call: Call) -> None:
         """Forget a call, and leave out what was not sent of it."""
@@ -183,12 +226,18 @@ class Session:
         self._remove(call.number)
 
     def _leave_out(self, call: Call) -> None:
-        self._outbox.drop(call.item)
-        self._grant()
+        if call.large is not None:
+            self._outbox.drop(call.large)
+            self._grant()
+        elif call.frame is not None:
+            # Later frames may refer to what this one defines.
+            call.frame.call = 0
+            call.frame.task.ClearField("arguments")
+            call.frame = None
 
-    def _put(self, item: Outgoing) -> None:
-        self._outbox.put(item)
-        self._writable.set()
+    def _wake_writer(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
 
     def _remove(self, number: int) -> Call | None:
         call = self._calls.pop(number, None)
@@ -208,62 +257,27 @@ class Session:
     async def _write(self) -> None:
         try:
             while True:
-                batch = protocol.RequestBatch()
-                for item in self._outbox.fill(batch):
-                    self._mark_sent(item)
-                if batch.frames:
-                    await self._stream.write(batch)
+                if self._outbox:
+                    await self._stream.write(self._next_batch())
                     self._grant()
                 elif self._leaving:
                     await self._stream.write(protocol.RequestBatch(last=True))
                     await self._stream.done_writing()
                     return
                 else:
-                    self._writable.clear()
-                    await self._writable.wait()
+                    self._writable = self.loop.create_future()
+                    await self._writable
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             logger.debug("%r can't be written to any more", self)
         except BaseException:
             self._stream.cancel()
             raise
 
-    def _mark_sent(self, item: Outgoing) -> None:
-        call = self._calls.get(item.call)
-        if call is not None and call.stage is Stage.QUEUED:
-            call.stage = Stage.SENT
-
-    def _build(self, frame: protocol.Request, item: Outgoing) -> None:
-        if item.kind == "task":
-            self._build_task(frame.task, item.body, item.payload)
-        elif item.payload is not None:
-            write_payload(getattr(frame, item.kind), item.payload)
-            getattr(frame, item.kind).SetInParent()
-        else:
-            setattr(frame, item.kind, item.body)
-
-    def _build_task(
-        self, message: protocol.Task, encoded: Encoded, payload: Payload | None
-    ) -> None:
-        assert payload is not None
-        message.MergeFrom(encoded.header)
-        if len(encoded.callable.data) <= LARGEST_DEFINITION:
-            self._define(message.callable, *encoded.callable)
-        if encoded.proxy:
-            self._define(message.proxy, encoded.proxy, True)
-        write_payload(message.arguments, payload)
-
-    def _define(self, message: protocol.Definition, content: bytes, reusable: bool) -> None:
-        number = self._definitions.get(content)
-        if number is not None:
-            self._definitions.move_to_end(content)
-        else:
-            number = len(self._definitions) + 1
-            if number > DEFINITIONS:
-                number = self._definitions.popitem(last=False)[1]
-            self._definitions[content] = number
-            message.content = content
-            message.reusable = reusable
-        message.number = number
+    def _next_batch(self) -> protocol.RequestBatch:
+        batch, calls = self._outbox.next()
+        for call in calls:
+            call.sent()
+        return batch
 
     # The reader
 
@@ -337,19 +351,20 @@ class Session:
             self.busy = self._asked = False
         elif not self._asked:
             self._asked = True
-            self._put(Outgoing(0, "heartbeat"))
+            self._outbox.add(0).heartbeat = True
+            self._wake_writer()
         elif not self.busy:
             self.busy = True
             logger.warning("%r: the routine loop is blocked", self)
         self._heard = False
-        self._timer = self._loop.call_later(HEARTBEAT, self._beat)
+        self._timer = self.loop.call_later(HEARTBEAT, self._beat)
 
     # The end
 
     def _leave(self) -> None:
         self._accepting = False
         self._leaving = True
-        self._writable.set()
+        self._wake_writer()
         self._grant()
 
     async def idle(self) -> None:
@@ -396,3 +411,20 @@ class Session:
         for call in list(self._calls.values()):
             self._remove(call.number)
             call.fail(asyncio.CancelledError(f"{call.tag} was running when its pool was left"))
+
+
+def _fill_large_task(task: Task, frame: protocol.Request) -> None:
+    """Without numbers: by the time it leaves, those known now may stand for something else."""
+    message = frame.task
+    encoded = task.encode()
+    task.write_header(message)
+    if encoded.callable.data:
+        message.callable.content, message.callable.reusable = encoded.callable
+    if encoded.proxy:
+        message.proxy.content, message.proxy.reusable = encoded.proxy, True
+    message.proxy_error = encoded.proxy_error
+    message.arguments.chunked = True
+
+
+def _fill_large_value(kind: str, frame: protocol.Request) -> None:
+    getattr(frame, kind).chunked = True
