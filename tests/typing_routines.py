@@ -134,4 +134,5 @@ def not_async() -> int:
 
 if TYPE_CHECKING:
     wool.routine(not_async)  # type: ignore[type-var]
-    wool.routine(3)  # type: ignore[arg-type]
+    wool.routine(3)  # type: ignore[call-overload]
+    wool.routine(prefetch="1")  # type: ignore[call-overload]

@@ -28,7 +28,7 @@ class Request(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     call: int
     task: Task
-    next: bool
+    next: int
     send: Payload
     throw: Payload
     close: bool
@@ -36,7 +36,7 @@ class Request(_message.Message):
     chunk: Chunk
     withdraw: bool
     heartbeat: bool
-    def __init__(self, call: _Optional[int] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., next: bool = ..., send: _Optional[_Union[Payload, _Mapping]] = ..., throw: _Optional[_Union[Payload, _Mapping]] = ..., close: bool = ..., cancel: bool = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., withdraw: bool = ..., heartbeat: bool = ...) -> None: ...
+    def __init__(self, call: _Optional[int] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., next: _Optional[int] = ..., send: _Optional[_Union[Payload, _Mapping]] = ..., throw: _Optional[_Union[Payload, _Mapping]] = ..., close: bool = ..., cancel: bool = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., withdraw: bool = ..., heartbeat: bool = ...) -> None: ...
 
 class ResponseBatch(_message.Message):
     __slots__ = ("frames", "last")
@@ -101,7 +101,7 @@ class Definition(_message.Message):
     def __init__(self, number: _Optional[int] = ..., content: _Optional[bytes] = ..., reusable: bool = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("id", "caller", "tag", "callable", "proxy", "proxy_error", "timeout", "context", "serializer", "arguments")
+    __slots__ = ("id", "caller", "tag", "callable", "proxy", "proxy_error", "timeout", "context", "serializer", "arguments", "prefetch")
     ID_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class Task(_message.Message):
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     SERIALIZER_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    PREFETCH_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     caller: bytes
     tag: str
@@ -122,7 +123,8 @@ class Task(_message.Message):
     context: RuntimeContext
     serializer: bytes
     arguments: Payload
-    def __init__(self, id: _Optional[bytes] = ..., caller: _Optional[bytes] = ..., tag: _Optional[str] = ..., callable: _Optional[_Union[Definition, _Mapping]] = ..., proxy: _Optional[_Union[Definition, _Mapping]] = ..., proxy_error: _Optional[str] = ..., timeout: _Optional[float] = ..., context: _Optional[_Union[RuntimeContext, _Mapping]] = ..., serializer: _Optional[bytes] = ..., arguments: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
+    prefetch: int
+    def __init__(self, id: _Optional[bytes] = ..., caller: _Optional[bytes] = ..., tag: _Optional[str] = ..., callable: _Optional[_Union[Definition, _Mapping]] = ..., proxy: _Optional[_Union[Definition, _Mapping]] = ..., proxy_error: _Optional[str] = ..., timeout: _Optional[float] = ..., context: _Optional[_Union[RuntimeContext, _Mapping]] = ..., serializer: _Optional[bytes] = ..., arguments: _Optional[_Union[Payload, _Mapping]] = ..., prefetch: _Optional[int] = ...) -> None: ...
 
 class Nack(_message.Message):
     __slots__ = ("reason",)

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 ROUTINE = "__wool_routine__"
 """The attribute of a routine's wrapper that holds the undecorated function."""
 
+OPTIONS = "__wool_options__"
+"""The attribute of a routine's wrapper that holds the decorator's other arguments, in order."""
+
 _Place = tuple["Mapping[str, Any]", str, Any]
 """Namespace, key and value."""
 
-_DECORATION = frozenset({ROUTINE, "__wrapped__", "_is_coroutine_mark"})
+_DECORATION = frozenset({ROUTINE, OPTIONS, "__wrapped__", "_is_coroutine_mark"})
 _MISSING = object()
 _ATOMS = frozenset({NoneType, bool, int, float, complex, str, bytes, EllipsisType})
 
@@ -59,6 +62,12 @@ def routine_of(function: FunctionType) -> FunctionType | None:
     attributes = function.__dict__
     routine: FunctionType | None = attributes.get(ROUTINE)
     return routine if attributes.get("__wrapped__", routine) is routine else None
+
+
+def options_of(wrapper: FunctionType) -> tuple[Any, ...]:
+    """The decorator's arguments after the function."""
+    options: tuple[Any, ...] = wrapper.__dict__.get(OPTIONS, ())
+    return options
 
 
 def attributes_of(function: FunctionType) -> dict[str, Any]:

@@ -16,7 +16,15 @@ from weakref import WeakKeyDictionary
 import cloudpickle
 
 from wool.runtime import remote_exception
-from wool.runtime.capture import Capture, attributes_of, lookup, name_of, routine_of, undecorated
+from wool.runtime.capture import (
+    Capture,
+    attributes_of,
+    lookup,
+    name_of,
+    options_of,
+    routine_of,
+    undecorated,
+)
 from wool.runtime.errors import UnexpectedResponse
 
 if TYPE_CHECKING:
@@ -164,11 +172,12 @@ def load_exception(payload: Payload) -> BaseException:
     return error
 
 
-def register_routine_decorator(decorate: Callable[[FunctionType], Any]) -> None:
+def register_routine_decorator(decorate: Callable[..., Any]) -> None:
     """Have routines that travel by value decorated with `decorate` on arrival.
 
-    It must be importable by name. The function it is given may be incomplete (defaults,
-    annotations, closure and globals follow) when that refers to its own routine.
+    It is called with the function and what `options_of` says of the routine, and must be importable
+    by name. The function may be incomplete (defaults, annotations, closure and globals follow) when
+    that refers to its own routine.
     """
     _Pickler.decorate = staticmethod(decorate)
 
@@ -179,7 +188,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     `replaced` has other reductions for some exceptions, by id.
     """
 
-    decorate: ClassVar[Callable[[FunctionType], Any] | None] = None
+    decorate: ClassVar[Callable[..., Any] | None] = None
     replaced: Mapping[int, Reduction] = MappingProxyType({})
 
     def reducer_override(self, thing: Any) -> Any:
@@ -200,7 +209,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if (name := name_of(function)) is not None:
             return _import_name if routine else _import_function, name
         if routine is not None and self.decorate is not None:
-            return self.decorate, (routine,), attributes_of(function) or None
+            options = options_of(function)
+            return self.decorate, (routine, *options), attributes_of(function) or None
         return reduced
 
     def _reduce_class(self, cls: type) -> Any:

@@ -56,7 +56,7 @@ async def client(worker: Serving) -> AsyncIterator[RawClient]:
 
 def request(call: int, kind: str) -> Request:
     frame = Request(call=call)
-    setattr(frame, kind, True)
+    setattr(frame, kind, 1 if kind == "next" else True)
     return frame
 
 

@@ -77,7 +77,8 @@ class Task:
     `callable` is the undecorated function, `proxy` dispatches calls nested in it. `caller` is the
     id of the task that made the call (default: the current one), `tag` says where the routine is
     defined (`module.qualname:line`), `context` is the `RuntimeContext` at the call, and `timeout`,
-    in seconds, is for information. `exception` is set when it has raised.
+    in seconds, is for information. `exception` is set when it has raised. `prefetch` is how many
+    values an async generator may be ahead of its consumer.
 
     Raises `TypeError` if `proxy` isn't one.
     """
@@ -92,6 +93,7 @@ class Task:
     exception: TaskException | None = None
     tag: str | None = None
     context: RuntimeContext | None = None
+    prefetch: int = 0
     _encoded: Encoded | None = field(default=None, init=False, repr=False)
     _tokens: tuple[Token[Task | None], Token[bool]] | None = field(
         default=None, init=False, repr=False
@@ -187,6 +189,8 @@ class Task:
         message.tag = self.tag
         if self.timeout:
             message.timeout = self.timeout
+        if self.prefetch:
+            message.prefetch = self.prefetch
         if self.caller is not None:
             message.caller = self.caller.bytes
         if self.context is not None and self.context.dispatch_timeout is not None:
@@ -272,6 +276,7 @@ class Task:
             timeout=header.timeout,
             tag=header.tag,
             context=RuntimeContext.from_protobuf(header.context),
+            prefetch=header.prefetch,
         )
         task.caller = UUID(bytes=header.caller) if header.caller else None
         return task

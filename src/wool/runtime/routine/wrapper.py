@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from functools import wraps
+from functools import partial, wraps
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from uuid import uuid4
 
 import wool
 from wool.runtime import context, serializer
-from wool.runtime.capture import ROUTINE
+from wool.runtime.capture import OPTIONS, ROUTINE
 from wool.runtime.errors import UnexpectedResponse
 from wool.runtime.remote_exception import is_ordinary
 from wool.runtime.routine.task import Task, describe, do_dispatch
@@ -22,7 +22,11 @@ P = ParamSpec("P")
 T = TypeVar("T", bound="Coroutine[Any, Any, Any] | AsyncIterable[Any]")
 
 
-def routine(function: Callable[P, T]) -> Callable[P, T]:
+@overload
+def routine(function: Callable[P, T], /) -> Callable[P, T]: ...
+@overload
+def routine(*, prefetch: int = 0) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+def routine(function: Callable[..., Any] | None = None, /, *, prefetch: int = 0) -> Any:
     """Make a routine of a coroutine function or an async generator function.
 
     Called while a pool is active, it runs in one of the pool's workers; arguments, results, values
@@ -33,24 +37,47 @@ def routine(function: Callable[P, T]) -> Callable[P, T]:
             @wool.routine
             async def load(cls, path): ...
 
+    With `prefetch`, for async generators, the worker may run up to that many values ahead of the
+    consumer (default 0: no step before it is asked for):
+
+        @wool.routine(prefetch=64)
+        async def rows(path): ...
+
+    Nothing can be sent or thrown into such a stream: `asend` and `athrow` raise `RuntimeError`.
+    When it is left early, what was fetched is discarded, and the step under way is cancelled.
+
     Raises `ValueError` for anything else. A call raises `RuntimeError` if no pool is active.
     """
+    if type(prefetch) is not int or not 0 <= prefetch < 2**31:
+        raise ValueError(f"prefetch must be a number of values, 0 or more, got {prefetch!r}")
+    if function is None:
+        return partial(_decorate, prefetch=prefetch)
+    return _decorate(function, prefetch)
+
+
+def _decorate(function: Callable[..., Any], prefetch: int = 0) -> Any:
     if isinstance(function, classmethod | staticmethod):
         raise ValueError("@wool.routine must be applied before @classmethod/@staticmethod")
     if isinstance(function, FunctionType) and inspect.iscoroutinefunction(function):
-        wrapper: Callable[P, T] = _coroutine_routine(function)
+        if prefetch:
+            raise ValueError(
+                f"prefetch is for async generator functions, and {function!r} is a coroutine "
+                "function: it has one result"
+            )
+        wrapper = _coroutine_routine(function)
     elif isinstance(function, FunctionType) and inspect.isasyncgenfunction(function):
-        wrapper = _generator_routine(function)
+        wrapper = _generator_routine(function, prefetch)
     else:
         raise ValueError(
             f"Expected a coroutine function or async generator function, got {function!r}: "
             "decorate a function that is defined with `async def`"
         )
     setattr(wrapper, ROUTINE, function)
+    setattr(wrapper, OPTIONS, (prefetch,))
     return wrapper
 
 
-serializer.register_routine_decorator(routine)
+serializer.register_routine_decorator(_decorate)
 
 
 def _coroutine_routine(function: FunctionType) -> Any:
@@ -59,7 +86,9 @@ def _coroutine_routine(function: FunctionType) -> Any:
         if not context.dispatching.get():
             with do_dispatch(True):
                 return await function(*args, **kwargs)
-        stream = await _dispatch(function, args, kwargs)
+        proxy, task = _task(function, args, kwargs)
+        stream = await proxy.dispatch(task, timeout=context.dispatch_timeout.get())
+        del task  # It holds the arguments, which the call need not.
         try:
             return await anext(stream)
         except StopAsyncIteration as exc:
@@ -74,11 +103,13 @@ def _coroutine_routine(function: FunctionType) -> Any:
     return wrapper
 
 
-def _generator_routine(function: FunctionType) -> Any:
+def _generator_routine(function: FunctionType, prefetch: int) -> Any:
     @wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         if context.dispatching.get():
-            stream = await _dispatch(function, args, kwargs)
+            proxy, task = _task(function, args, kwargs, prefetch)
+            stream = await proxy.dispatch(task, timeout=context.dispatch_timeout.get())
+            del task  # It holds the arguments, which the stream need not.
         else:
             stream = _Local(function(*args, **kwargs))
         try:
@@ -122,12 +153,14 @@ class _Local:
             await self._generator.aclose()
 
 
-async def _dispatch(function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _task(
+    function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any], prefetch: int = 0
+) -> tuple[Any, Task]:
+    """A call as a task, and the active proxy."""
     proxy = wool.__proxy__.get()
     if proxy is None:
         raise RuntimeError(
             f"No pool is active for routine {describe(function)}: call it inside "
             "`async with wool.WorkerPool()`"
         )
-    task = Task(id=uuid4(), callable=function, args=args, kwargs=kwargs, proxy=proxy)
-    return await proxy.dispatch(task, timeout=context.dispatch_timeout.get())
+    return proxy, Task(uuid4(), function, args, kwargs, proxy, prefetch=prefetch)

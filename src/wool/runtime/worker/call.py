@@ -56,7 +56,8 @@ class Call:
     """One task on a session: an async generator, in effect, of what it returns or yields.
 
     The first step is part of the task itself: a worker runs a coroutine to its end, and an async
-    generator to its first value, without being asked. `abandoned`, if set, is for whoever takes
+    generator to its first value, without being asked; with `prefetch`, up to as many values ahead
+    of whoever iterates, all of which wait here. `abandoned`, if set, is for whoever takes
     the next step. What waits to be written of it is `large`, or the task in `frame`.
     """
 
@@ -68,12 +69,14 @@ class Call:
         "_stepped",
         "_stepping",
         "_unheeded",
+        "_used",
         "_waiter",
         "abandoned",
         "frame",
         "large",
         "leaving",
         "number",
+        "prefetch",
         "raised",
         "stage",
         "tag",
@@ -84,11 +87,13 @@ class Call:
         session: Session,
         number: int,
         tag: str,
+        prefetch: int = 0,
         on_end: Callable[[Call], None] | None = None,
     ) -> None:
         self.number = number
         self.leaving = False
         self.tag = tag
+        self.prefetch = prefetch
         self.frame: protocol.Request | None = None
         self.large: LargePayload | None = None
         self.stage = Stage.QUEUED
@@ -99,6 +104,7 @@ class Call:
         self._stepped = False
         self._stepping = False
         self._unheeded = 0
+        self._used = 0
         self._events: list[Event] = []
         self._waiter: asyncio.Future[None] | None = None
 
@@ -273,12 +279,22 @@ class Call:
     async def asend(self, value: Any) -> Any:
         if value is None:
             return await self._step("next")
+        if self.prefetch:
+            raise self._ahead("a value can't be sent to it")
         return await self._step("send", serializer.dumps(value))
 
     async def athrow(self, error: BaseException) -> Any:
         if self.abandoned is not None or (self.stage is Stage.ENDED and not self._events):
             raise error
+        if self.prefetch:
+            raise self._ahead("an exception can't be thrown into it") from error
         return await self._step("throw", serializer.dump_exception(error))
+
+    def _ahead(self, consequence: str) -> RuntimeError:
+        return RuntimeError(
+            f"{self.tag} has prefetch={self.prefetch}, so it is ahead of its consumer and "
+            f"{consequence}; leave out prefetch to do so"
+        )
 
     async def _step(self, kind: str, payload: Payload | None = None) -> Any:
         if self.abandoned is not None:
@@ -286,7 +302,10 @@ class Call:
         if self.stage is Stage.ENDED and not self._events:
             raise StopAsyncIteration
         if self._stepped:
-            self._session.send(self, kind, payload)
+            if kind == "next":
+                self._want_next()
+            else:
+                self._session.send(self, kind, payload)
         self._stepped = self._stepping = True
         try:
             event = self._events.pop(0) if self._events else await self._reply()
@@ -295,6 +314,13 @@ class Call:
             self._stepping = False
             if self.stage is not Stage.ENDED:
                 self._session.suspend(self)
+
+    def _want_next(self) -> None:
+        """Ask for another value; with a prefetch, for several when half of it has been used."""
+        self._used += 1
+        if self._used > self.prefetch // 2:
+            self._session.want(self, self._used)
+            self._used = 0
 
     def _value(self, event: Event) -> Any:
         kind, payload = event
@@ -326,9 +352,12 @@ class Call:
 
     async def _close(self) -> None:
         self._session.send(self, "close")
+        if self.prefetch:  # What it did before it heard of that is of no use any more.
+            self._events.clear()
+            self._unheeded += 1
         while self.stage is not Stage.ENDED or self._events:
             event = await self._reply()
-            if event[0] in ("exception", FAILURE):
+            if event[0] == FAILURE or (event[0] == "exception" and not self._unheeded):
                 try:
                     self._value(event)
                 except asyncio.CancelledError:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import threading
 from collections import deque
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from wool.runtime import serializer
 from wool.runtime.errors import PayloadTooLarge
 from wool.runtime.routine import task as task_module
-from wool.runtime.routine.task import Task, load_proxy
+from wool.runtime.routine.task import Task, is_generator, load_proxy
 
 if TYPE_CHECKING:
     import contextvars
@@ -128,13 +127,20 @@ class Exchange:
 
 
 class Runner:
-    """Runs the tasks of one session, on the routine loop.
+    """Runs the tasks of one session, on the routine loop, which is `loop`.
 
     Each runs in a copy of `context`. `limit` is the largest result, in bytes.
     """
 
-    def __init__(self, exchange: Exchange, context: contextvars.Context, limit: int) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        exchange: Exchange,
+        context: contextvars.Context,
+        limit: int,
+    ) -> None:
         self.limit = limit
+        self.loop = loop
         self._exchange = exchange
         self._running: dict[int, _Execution] = {}
         self._unacknowledged: dict[int, None] = {}
@@ -175,7 +181,7 @@ class Runner:
     def _schedule(self) -> None:
         if not self._flushing:
             self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -201,6 +207,20 @@ class Runner:
 class _Execution:
     """One task being run: decoded, executed and answered."""
 
+    __slots__ = (
+        "_arrived",
+        "_call",
+        "_closed",
+        "_entered",
+        "_prefetch",
+        "_requests",
+        "_runner",
+        "_tag",
+        "_yielded",
+        "cancelled",
+        "task",
+    )
+
     def __init__(self, runner: Runner, call: int, context: contextvars.Context) -> None:
         self._runner = runner
         self._call = call
@@ -210,13 +230,19 @@ class _Execution:
         self._requests: list[tuple[str, Any]] = []
         self._arrived: asyncio.Future[None] | None = None
         self._yielded = False
-        self.task = asyncio.get_running_loop().create_task(self._run(), context=context)
+        self._prefetch = 0
+        self._closed = False
+        self.task = runner.loop.create_task(self._run(), context=context)
 
     def tell(self, kind: str, body: Any) -> None:
         """Pass on what the client asks of it."""
         if kind == "cancel":
             if self.cancel():
                 self._send("cancelling")
+        elif kind == "close" and self._prefetch and self._arrived is None:
+            self._closed = True
+            self._send("cancelling")
+            self.cancel()
         elif kind == "close" and not self._yielded:
             self.cancel()
         else:
@@ -248,8 +274,9 @@ class _Execution:
 
     async def _execute(self, task: Task) -> None:
         async with task.execution() as start:
-            if inspect.isasyncgenfunction(task.callable):
-                await self._stream(start())
+            if is_generator(task.callable):
+                await (self._run_ahead if self._prefetch else self._stream)(start())
+                self._send("done")
                 return
             value = await start()
         self._reply("result", value)
@@ -267,6 +294,7 @@ class _Execution:
         else:
             proxy = arrival.proxy.load(load_proxy)
         function = arrival.callable.load(serializer.load_callable)
+        self._prefetch = header.prefetch
         return Task.decode(header, function, proxy, arrival.arguments)
 
     async def _stream(self, generator: AsyncGenerator[Any, Any]) -> None:
@@ -288,11 +316,32 @@ class _Execution:
             pass
         finally:
             await generator.aclose()
-        self._send("done")
+
+    async def _run_ahead(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """Advance it while the client wants more, which may be before it asks for each value."""
+        wanted = 1 + self._prefetch
+        try:
+            while True:
+                while self._requests or not wanted:
+                    kind, body = await self._request()
+                    if kind == "close":
+                        self._send("cancelling")
+                        return
+                    wanted += body
+                self._reply("item", await anext(generator))
+                wanted -= 1
+        except StopAsyncIteration:
+            pass
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+            self.task.uncancel()
+        finally:
+            await generator.aclose()
 
     async def _request(self) -> tuple[str, Any]:
         while not self._requests:
-            self._arrived = asyncio.get_running_loop().create_future()
+            self._arrived = self._runner.loop.create_future()
             await self._arrived
         self._arrived = None
         return self._requests.pop(0)

@@ -78,7 +78,7 @@ class _Session:
         context.run(wool.__proxy_pool__.set, service.proxies)
         context.run(CredentialContext(service.credentials).__enter__)
         limit = service.options.max_send_message_length
-        self._runner = Runner(self._exchange, context, limit)
+        self._runner = Runner(service.routines.loop, self._exchange, context, limit)
         self._assemblies = Assemblies(service.options.max_receive_message_length)
         self._definitions: dict[int, Definition] = {}
         self._outbox = Outbox(protocol.ResponseBatch)
@@ -133,7 +133,7 @@ class _Session:
         elif kind in ("cancel", "withdraw"):
             self._give_back(call, kind)
         elif kind in ("next", "close", "heartbeat"):
-            self._exchange.mail.append((call, kind, None))
+            self._exchange.mail.append((call, kind, getattr(frame, kind)))
         else:
             raise UnexpectedResponse(f"a frame of call {call} is of no kind known here")
 

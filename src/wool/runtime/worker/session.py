@@ -151,7 +151,7 @@ class Session:
         if not self._accepting:
             raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} takes no more calls")
         self._last_number = number = self._last_number + 1
-        call = self._calls[number] = Call(self, number, str(task.tag), on_end)
+        call = self._calls[number] = Call(self, number, str(task.tag), task.prefetch, on_end)
         self._idle.clear()
         encoded = task.encode()
         size = encoded.arguments.size
@@ -203,6 +203,12 @@ class Session:
                 self._leave_out(call)
             setattr(self._outbox.add(call.number), kind, True)
         self._wake_writer()
+
+    def want(self, call: Call, count: int) -> None:
+        """Ask for as many more values of a stream."""
+        if call.stage is not Stage.ENDED:
+            self._outbox.add(call.number).next = count
+            self._wake_writer()
 
     def _send_payload(self, call: Call, kind: str, payload: Payload) -> None:
         limit = self._options.max_receive_message_length
