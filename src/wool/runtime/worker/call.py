@@ -105,7 +105,7 @@ class Call:
         self._stepping = False
         self._unheeded = 0
         self._used = 0
-        self._events: list[Event] = []
+        self._events: list[Event] | tuple[()] = ()
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -125,13 +125,13 @@ class Call:
         if kind == "cancelling":
             self._unheeded -= 1
         elif kind != "ack":
-            self._events.append((kind, payload))
+            self._add((kind, payload))
         self._wake()
 
     def fail(self, error: BaseException) -> None:
         """End it here, with `error` for whoever awaits it."""
         self.stage = Stage.ENDED
-        self._events.append((FAILURE, error))
+        self._add((FAILURE, error))
         self._wake()
 
     def ended(self) -> None:
@@ -149,6 +149,12 @@ class Call:
         self._session.send(self, "cancel")
         self._session.drop(self)
         self.fail(asyncio.CancelledError(f"{self.tag} was running when its pool was left"))
+
+    def _add(self, event: Event) -> None:
+        if self._events:
+            self._events.append(event)
+        else:
+            self._events = [event]
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -176,7 +182,7 @@ class Call:
             else:
                 await self._taken_by(deadline)
         except asyncio.CancelledError as cancelled:
-            self._events.insert(0, await self._unwind(cancelled))
+            self._events = [await self._unwind(cancelled), *self._events]
         if self._events:
             kind, body = self._events[0]
             if kind == "nack":
@@ -347,13 +353,13 @@ class Call:
             self._session.drop(self)
         elif self.stage is not Stage.ENDED:
             await self._close()
-        self._events.clear()
+        self._events = ()
         self.raised = None
 
     async def _close(self) -> None:
         self._session.send(self, "close")
         if self.prefetch:  # What it did before it heard of that is of no use any more.
-            self._events.clear()
+            self._events = ()
             self._unheeded += 1
         while self.stage is not Stage.ENDED or self._events:
             event = await self._reply()

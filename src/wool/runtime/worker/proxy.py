@@ -273,9 +273,8 @@ class WorkerProxy:
         """
         running = self._running or await self._run_later()
         running.check_loop(self)
-        encode = getattr(task, "encode", None)
-        if encode is not None:
-            encode()
+        if hasattr(task, "encode"):
+            task.encode()
         while True:
             if not running.context.workers:
                 await running.first_worker(self)
