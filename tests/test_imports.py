@@ -13,6 +13,7 @@ SOURCES = Path(__file__).parent.parent / "src"
 
 # Lowest first: a module imports from its own row and the rows before it.
 LAYERS = [
+    ("wool._version",),
     ("wool.runtime.__init__", "wool.runtime.*.__init__"),
     ("wool.protocol.*",),
     ("wool.runtime.errors", "wool.runtime.typing", "wool.runtime.rundir"),
