@@ -1,6 +1,7 @@
 # Each target makes the virtual environments it needs; none has to be activated.
 PYTHON ?= python3
 
+PROJECT := pyproject.toml src/wool/_version.py
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
 FLOORS := cloudpickle==3.0.0 grpcio==1.80.0 protobuf==6.31.1
 # Newer generators write code that protobuf 6 refuses to load.
@@ -57,22 +58,22 @@ clean:
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/.installed: pyproject.toml
+.venv/.installed: $(PROJECT)
 	$(PYTHON) -m venv .venv
 	.venv/$(PIP) --editable .
 	touch $@
 
-.venv/.installed-dev: pyproject.toml
+.venv/.installed-dev: $(PROJECT)
 	$(PYTHON) -m venv .venv
 	.venv/$(PIP) --editable '.[dev]'
 	touch $@
 
-.venv-bench/.installed: pyproject.toml
+.venv-bench/.installed: $(PROJECT)
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/$(PIP) --editable '.[bench]'
 	touch $@
 
-.venv-floors/.installed: pyproject.toml Makefile
+.venv-floors/.installed: $(PROJECT) Makefile
 	$(PYTHON) -m venv .venv-floors
 	.venv-floors/$(PIP) --editable '.[dev]' $(FLOORS)
 	touch $@

@@ -13,16 +13,17 @@ SOURCES = Path(__file__).parent.parent / "src"
 
 # Lowest first: a module imports from its own row and the rows before it.
 LAYERS = [
+    ("wool._version",),
     ("wool.runtime.__init__", "wool.runtime.*.__init__"),
     ("wool._grpc", "wool.protocol.*"),
     ("wool.runtime.errors", "wool.runtime.typing", "wool.runtime.rundir"),
     ("wool.runtime.factory",),
     ("wool.runtime.worker.base", "wool.runtime.worker.fate", "wool.runtime.worker.version"),
-    ("wool.runtime.worker.metadata",),
+    ("wool.runtime.worker.configuration", "wool.runtime.worker.metadata"),
     ("wool.runtime.capture", "wool.runtime.remote_exception", "wool.runtime.resourcepool"),
     ("wool.runtime.context", "wool.runtime.serializer"),
     ("wool.runtime.routine.task",),
-    ("wool.runtime.discovery.base",),
+    ("wool.runtime.discovery.base", "wool.runtime.discovery.descriptors"),
     ("wool.runtime.discovery.*",),
     ("wool.runtime.worker.auth", "wool.runtime.worker.membership"),
     ("wool.runtime.worker.framing", "wool.runtime.worker.transport"),

@@ -18,7 +18,6 @@ import os
 import platform
 import sys
 import traceback
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -131,6 +130,9 @@ def _answer(driver: type[Driver], request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _versions(driver: type[Driver]) -> dict[str, str]:
+    # Here, because workers import this module, and their size is measured.
+    from importlib.metadata import PackageNotFoundError, version
+
     versions = {"python": platform.python_version()}
     for package in driver.packages:
         try:

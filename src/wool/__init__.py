@@ -4,14 +4,49 @@ from __future__ import annotations
 
 import logging
 from contextvars import ContextVar
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from wool import _grpc
+from wool._version import __version__
 
 if TYPE_CHECKING:
+    from wool.runtime.context import RuntimeContext
+    from wool.runtime.discovery.base import (
+        Discovery,
+        DiscoveryEvent,
+        DiscoveryEventType,
+        DiscoveryLike,
+        DiscoveryPublisherLike,
+        DiscoverySubscriberLike,
+        PredicateFunction,
+    )
+    from wool.runtime.discovery.local import LocalDiscovery
+    from wool.runtime.errors import (
+        DispatchTimeout,
+        NoWorkersAvailable,
+        PayloadTooLarge,
+        RpcError,
+        TransientRpcError,
+        UnexpectedResponse,
+        WoolError,
+        WorkerLost,
+        WorkerUnresponsive,
+    )
+    from wool.runtime.loadbalancer.base import LoadBalancerContextLike, LoadBalancerLike
+    from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
     from wool.runtime.resourcepool import ResourcePool
-    from wool.runtime.routine.task import WorkerProxyLike
+    from wool.runtime.routine.task import Task, TaskException, WorkerProxyLike, current_task
+    from wool.runtime.routine.wrapper import routine
+    from wool.runtime.serializer import Serializer
+    from wool.runtime.typing import Factory
+    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.base import Worker, WorkerFactory, WorkerLike
+    from wool.runtime.worker.connection import WorkerConnection
+    from wool.runtime.worker.local import LocalWorker
     from wool.runtime.worker.metadata import WorkerMetadata
+    from wool.runtime.worker.pool import WorkerPool
+    from wool.runtime.worker.proxy import WorkerProxy
     from wool.runtime.worker.service import WorkerService
 
 logging.getLogger("wool").addHandler(logging.NullHandler())
@@ -36,44 +71,6 @@ __worker_metadata__: WorkerMetadata | None = None
 
 __worker_uds_address__: str | None = None
 """In a worker that listens on a unix socket, the socket's address."""
-
-from wool.protocol import __version__
-from wool.runtime.context import RuntimeContext
-from wool.runtime.discovery.base import (
-    Discovery,
-    DiscoveryEvent,
-    DiscoveryEventType,
-    DiscoveryLike,
-    DiscoveryPublisherLike,
-    DiscoverySubscriberLike,
-    PredicateFunction,
-)
-from wool.runtime.discovery.local import LocalDiscovery
-from wool.runtime.errors import (
-    DispatchTimeout,
-    NoWorkersAvailable,
-    PayloadTooLarge,
-    RpcError,
-    TransientRpcError,
-    UnexpectedResponse,
-    WoolError,
-    WorkerLost,
-    WorkerUnresponsive,
-)
-from wool.runtime.loadbalancer.base import LoadBalancerContextLike, LoadBalancerLike
-from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
-from wool.runtime.routine.task import Task, TaskException, current_task
-from wool.runtime.routine.wrapper import routine
-from wool.runtime.serializer import Serializer
-from wool.runtime.typing import Factory
-from wool.runtime.worker.auth import WorkerCredentials
-from wool.runtime.worker.base import Worker, WorkerFactory, WorkerLike
-from wool.runtime.worker.connection import WorkerConnection
-from wool.runtime.worker.local import LocalWorker
-from wool.runtime.worker.metadata import WorkerMetadata
-from wool.runtime.worker.pool import WorkerPool
-from wool.runtime.worker.proxy import WorkerProxy
-from wool.runtime.worker.service import WorkerService
 
 __all__ = [
     # Connections
@@ -124,3 +121,56 @@ __all__ = [
     # About
     "__version__",
 ]
+
+_HOMES = {
+    "context": ("RuntimeContext",),
+    "discovery.base": (
+        "Discovery",
+        "DiscoveryEvent",
+        "DiscoveryEventType",
+        "DiscoveryLike",
+        "DiscoveryPublisherLike",
+        "DiscoverySubscriberLike",
+        "PredicateFunction",
+    ),
+    "discovery.local": ("LocalDiscovery",),
+    "errors": (
+        "DispatchTimeout",
+        "NoWorkersAvailable",
+        "PayloadTooLarge",
+        "RpcError",
+        "TransientRpcError",
+        "UnexpectedResponse",
+        "WoolError",
+        "WorkerLost",
+        "WorkerUnresponsive",
+    ),
+    "loadbalancer.base": ("LoadBalancerContextLike", "LoadBalancerLike"),
+    "loadbalancer.roundrobin": ("RoundRobinLoadBalancer",),
+    "routine.task": ("Task", "TaskException", "current_task"),
+    "routine.wrapper": ("routine",),
+    "serializer": ("Serializer",),
+    "typing": ("Factory",),
+    "worker.auth": ("WorkerCredentials",),
+    "worker.base": ("Worker", "WorkerFactory", "WorkerLike"),
+    "worker.connection": ("WorkerConnection",),
+    "worker.local": ("LocalWorker",),
+    "worker.metadata": ("WorkerMetadata",),
+    "worker.pool": ("WorkerPool",),
+    "worker.proxy": ("WorkerProxy",),
+    "worker.service": ("WorkerService",),
+}
+"""The modules, below `wool.runtime`, of the public names. Each is loaded when first asked for."""
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        for home, names in _HOMES.items():
+            if name in names:
+                value = getattr(import_module(f"wool.runtime.{home}"), name)
+                globals()[name] = value
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

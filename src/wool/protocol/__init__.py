@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 import grpc.aio
 
+from wool._version import __version__
 from wool.protocol.wire_pb2 import (
     ChannelOptions,
     Chunk,
@@ -27,8 +27,6 @@ from wool.protocol.wire_pb2 import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-__version__: str = version("wool")
 
 WIRE: Final = 1
 """The number of this wire format. The published package of the same name has none."""

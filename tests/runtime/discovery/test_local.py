@@ -26,12 +26,13 @@ from tests.support import eventually
 from wool.runtime.discovery import local, records
 from wool.runtime.discovery.base import Discovery, DiscoveryLike
 from wool.runtime.discovery.local import LocalDiscovery, LocalIteration
-from wool.runtime.discovery.records import Descriptor, Directory
+from wool.runtime.discovery.records import Directory
 from wool.runtime.discovery.watch import Hub, Listener, hub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from wool.runtime.discovery.descriptors import Descriptor
     from wool.runtime.worker.metadata import WorkerMetadata
 
 NEVER = 1e6 if sys.platform == "linux" else 1.0

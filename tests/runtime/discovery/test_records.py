@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tests.conformance.discovery import make_worker
 from wool.runtime.discovery import records
-from wool.runtime.discovery.records import Descriptor, Directory
+from wool.runtime.discovery.descriptors import Descriptor
+from wool.runtime.discovery.records import Directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

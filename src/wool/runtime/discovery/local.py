@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from wool.runtime.discovery.base import DiscoveryEventType, PredicateFunction
-    from wool.runtime.discovery.records import Descriptor, Sighting
+    from wool.runtime.discovery.descriptors import Descriptor
+    from wool.runtime.discovery.records import Sighting
     from wool.runtime.worker.metadata import WorkerMetadata
 
 POLL_INTERVAL: Final = 2.0

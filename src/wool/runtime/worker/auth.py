@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -37,7 +36,7 @@ class WorkerCredentials:
         mutual: bool = True,
     ) -> WorkerCredentials:
         """Read them from PEM files. Raises `OSError`, which names the file it can't read."""
-        ca, key, cert = (Path(path).read_bytes() for path in (ca_path, key_path, cert_path))
+        ca, key, cert = map(_read, (ca_path, key_path, cert_path))
         return cls(ca, key, cert, mutual)
 
     def server_credentials(self) -> grpc.ServerCredentials:
@@ -51,6 +50,11 @@ class WorkerCredentials:
         if not self.mutual:
             return grpc.ssl_channel_credentials(self.ca_cert)
         return grpc.ssl_channel_credentials(self.ca_cert, self.worker_key, self.worker_cert)
+
+
+def _read(path: str | PathLike[str]) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 _current: ContextVar[WorkerCredentials | None] = ContextVar("credentials", default=None)

@@ -44,6 +44,8 @@ def mismatch(metadata: Mapping[str, str | bytes]) -> str | None:
             f"Incompatible wire format: client {wire!r} (wool {client!r}), "
             f"worker '{protocol.WIRE}' (wool {protocol.__version__!r})"
         )
+    if client == protocol.__version__:
+        return None
     theirs, ours = parse_version(client), parse_version(protocol.__version__)
     if theirs is None or ours is None:
         return f"Unparseable version: client {client!r}, worker {protocol.__version__!r}"

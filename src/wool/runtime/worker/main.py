@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import pickle
-import shutil
 import signal
 import sys
 from typing import TYPE_CHECKING, BinaryIO
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import grpc.aio
 
 import wool
+import wool.runtime.worker.proxy  # Which comes with every task.
 from wool import protocol
-from wool.runtime.discovery.records import withdraw
+from wool.runtime.discovery.descriptors import withdraw
 from wool.runtime.worker.interceptor import VersionInterceptor
 from wool.runtime.worker.metadata import WorkerMetadata
 from wool.runtime.worker.service import WorkerService
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
-    from wool.runtime.worker.process import Configuration
+    from wool.runtime.worker.configuration import Configuration
 
 STOP_SERVER = 1.0
 """Seconds for RPCs under way, such as the one that asked to stop."""
@@ -108,6 +108,8 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
             await server.stop(STOP_SERVER)
     finally:
         if configuration.directory is not None:
+            import shutil  # Which is large, and needed by nothing before.
+
             shutil.rmtree(configuration.directory, ignore_errors=True)
 
 

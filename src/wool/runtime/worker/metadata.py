@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -50,7 +49,7 @@ class WorkerMetadata:
             pid=self.pid,
             version=self.version,
             tags=sorted(self.tags),
-            extra=json.dumps(dict(self.extra)) if self.extra else "",
+            extra=_to_json(self.extra) if self.extra else "",
             secure=self.secure,
             options=self.options.to_protobuf() if self.options else None,
             wire=protocol.WIRE,
@@ -61,16 +60,13 @@ class WorkerMetadata:
         """From a message. Raises `ValueError` if it is malformed or speaks another wire format."""
         if message.wire != protocol.WIRE:
             raise ValueError(f"wire format {message.wire}, expected {protocol.WIRE}")
-        extra = json.loads(message.extra) if message.extra else {}
-        if not isinstance(extra, dict):
-            raise ValueError(f"extra must be a JSON object, got {message.extra}")
         return cls(
             uid=UUID(bytes=message.uid),
             address=message.address,
             pid=message.pid,
             version=message.version,
             tags=frozenset(message.tags),
-            extra=extra,
+            extra=_from_json(message.extra) if message.extra else {},
             secure=message.secure,
             options=(
                 ChannelOptions.from_protobuf(message.options)
@@ -78,6 +74,24 @@ class WorkerMetadata:
                 else None
             ),
         )
+
+
+# Few workers have anything extra, so json is imported by those that do.
+
+
+def _to_json(extra: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(dict(extra))
+
+
+def _from_json(text: str) -> dict[str, Any]:
+    import json
+
+    extra = json.loads(text)
+    if not isinstance(extra, dict):
+        raise ValueError(f"extra must be a JSON object, got {text}")
+    return extra
 
 
 def _from_bytes(data: bytes) -> WorkerMetadata:

@@ -12,13 +12,13 @@ import pickle
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wool import protocol
 from wool.runtime.rundir import runtime_directory
 from wool.runtime.worker import fate
 from wool.runtime.worker.base import WorkerOptions
+from wool.runtime.worker.configuration import Configuration
 from wool.runtime.worker.metadata import WorkerMetadata
 
 if TYPE_CHECKING:
@@ -37,22 +37,6 @@ TERMINATE_TIMEOUT = 5.0
 
 LONGEST_DIRECTORY = 90
 """Characters that leave room for a socket's name; a path of 104 is too long on some systems."""
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """What a worker process is told."""
-
-    uid: UUID
-    tags: frozenset[str]
-    extra: dict[str, Any]
-    host: str | None
-    port: int
-    directory: str | None
-    shutdown_grace_period: float
-    proxy_pool_ttl: float
-    credentials: WorkerCredentials | None
-    options: WorkerOptions
 
 
 class WorkerProcess:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import warnings
 import weakref
 from contextvars import ContextVar
@@ -20,8 +21,6 @@ from wool.runtime.loadbalancer.base import LoadBalancerLike
 from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
 from wool.runtime.typing import Undefined, UndefinedType
 from wool.runtime.worker.auth import CredentialContext
-from wool.runtime.worker.membership import Membership
-from wool.runtime.worker.roster import Roster
 from wool.runtime.worker.version import is_version_compatible, parse_version
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from wool.runtime.typing import Factory
     from wool.runtime.worker.auth import WorkerCredentials
     from wool.runtime.worker.metadata import WorkerMetadata
+    from wool.runtime.worker.roster import Roster
 
 __all__ = ["ReducibleAsyncIterator", "WorkerProxy", "is_version_compatible", "parse_version"]
 
@@ -151,8 +151,8 @@ class WorkerProxy:
                 )
         state = (
             self._id,
-            self._discovery,
-            self._loadbalancer,
+            _Pickled.of(self._discovery),
+            _Pickled.of(self._loadbalancer),
             self._lease,
             self._reserved,
             self._revision,
@@ -229,6 +229,10 @@ class WorkerProxy:
                 raise
 
     async def _run(self) -> Roster:
+        # Not before, because proxies travel to workers that never make a call.
+        from wool.runtime.worker.membership import Membership
+        from wool.runtime.worker.roster import Roster
+
         running = Roster(
             Membership(
                 lease=self._lease,
@@ -292,6 +296,20 @@ class WorkerProxy:
             raise RuntimeError("Proxy not started - call start() first")
         async with self._starting:
             return self._running or await self._run()
+
+
+class _Pickled:
+    """A factory of what it was made of, which is not loaded before it is called."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    @classmethod
+    def of(cls, value: Any) -> _Pickled:
+        return value if isinstance(value, cls) else cls(serializer.to_bytes(value))
+
+    def __call__(self) -> Any:
+        return pickle.loads(self._content)
 
 
 def _restore(

@@ -1,0 +1,70 @@
+"""The open files behind what a process announces, which it keeps locked and takes back at its end.
+
+Apart from `records` so that workers, of which few announce anything, need not load that.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+from contextlib import suppress
+from weakref import WeakSet
+
+
+class Descriptor:
+    """An open file, and with it the lock on it. Closed when it is collected at the latest.
+
+    `path` is where it was opened, or where it was put since.
+    """
+
+    def __init__(self, path: str, flags: int) -> None:
+        self.path = path
+        self.fd = os.open(path, flags, 0o600)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def lock(self) -> bool:
+        """Take the file's lock; False if somebody else has it."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def is_at(self, path: str) -> bool:
+        """Whether this is the file at `path`. Raises `FileNotFoundError` if there is none."""
+        return os.lstat(path).st_ino == os.fstat(self.fd).st_ino
+
+    def withdraw_at_exit(self) -> None:
+        """Remove the file when the interpreter exits, if it is open then and still in its place."""
+        _owned.add(self)
+
+    def close(self) -> None:
+        fd, self.fd = getattr(self, "fd", -1), -1
+        if fd >= 0:
+            os.close(fd)
+
+
+_owned: WeakSet[Descriptor] = WeakSet()
+
+
+def _disown() -> None:
+    for record in list(_owned):
+        record.close()
+
+
+# A child made by fork shares its parent's locks, and would keep them when the parent is dead.
+os.register_at_fork(after_in_child=_disown)
+
+
+@atexit.register
+def withdraw() -> None:
+    """Remove what is still announced when the interpreter exits."""
+    for record in list(_owned):
+        with suppress(OSError):
+            if record.fd >= 0 and record.is_at(record.path):
+                os.unlink(record.path)
+                os.rmdir(os.path.dirname(record.path))
+                os.rmdir(os.path.dirname(os.path.dirname(record.path)))

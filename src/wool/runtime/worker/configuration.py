@@ -1,0 +1,28 @@
+"""What a worker process is told by the one that starts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.base import WorkerOptions
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How to serve, and as which worker."""
+
+    uid: UUID
+    tags: frozenset[str]
+    extra: dict[str, Any]
+    host: str | None
+    port: int
+    directory: str | None
+    shutdown_grace_period: float
+    proxy_pool_ttl: float
+    credentials: WorkerCredentials | None
+    options: WorkerOptions
