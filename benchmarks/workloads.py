@@ -126,7 +126,10 @@ WORKLOADS = {
             (
                 *(Row(f"calls_{n}_us", f"64 callers, {n:,}", "µs") for n in (1000, 10000, 100000)),
                 *(Row(f"burst_{n}_us", f"burst, {n:,}", "µs") for n in (1000, 10000, 100000)),
-                *(Row(f"workers_{n}_us", f"{n} workers", "µs") for n in (2, 8, 32)),
+                *(
+                    Row(f"workers_{n}_us", f"{n} workers, {n * 32:,} callers", "µs")
+                    for n in (2, 8, 32)
+                ),
                 *(Row(f"members_{n}_us", f"event, {n:,} members", "µs") for n in (10, 1000, 10000)),
             ),
             {

@@ -306,7 +306,10 @@ async def _wave(driver: Driver, calls: int, seconds: float, pid: int, suffix: st
 async def growth(
     driver: Driver, calls: list[int], workers: list[int], callers: int, members: list[int]
 ) -> Metrics:
-    """Microseconds of one call, or of one event, for more and more of something."""
+    """Microseconds of one call, or of one event, for more and more of something.
+
+    More workers have as many more callers.
+    """
     metrics: Metrics = {}
     async with _opened(driver, 2):
         for count in calls:
@@ -317,7 +320,8 @@ async def growth(
             metrics[f"burst_{count}_us"] = best / count * 1e6
     for count in workers:
         async with _opened(driver, count):
-            metrics[f"workers_{count}_us"] = await _cost(driver, callers, calls[1], calls[1] * 3)
+            load = callers // 2 * count
+            metrics[f"workers_{count}_us"] = await _cost(driver, load, calls[1], calls[1] * 3)
     for count in members:
         try:
             metrics[f"members_{count}_us"] = driver.membership(count) * 1e6

@@ -29,6 +29,9 @@ HIGH_WATER = 4 * 1024 * 1024
 Of large payloads as much may wait as the largest may be, and small frames don't wait for them.
 """
 
+FEW = 8
+"""How many calls may be under way before a writer lets others add to what it is about to write."""
+
 TERMINAL = frozenset({"nack", "result", "done", "exception"})
 """The kinds of response that are a call's last."""
 
@@ -210,6 +213,16 @@ def _pieces(payload: Payload) -> Iterator[tuple[int, int, memoryview]]:
         view = memoryview(content).cast("B")
         for start in range(0, max(len(view), 1), CHUNK):
             yield part, len(view), view[start : start + CHUNK]
+
+
+async def turns() -> None:
+    """Let what is ready on this event loop run, and what that makes ready.
+
+    A message costs much more than a frame, so where many calls are under way those that go on now
+    had better share one. Nothing is waited for.
+    """
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 def write_payload(message: protocol.Payload, payload: Payload) -> None:

@@ -32,11 +32,13 @@ from wool.runtime.worker.base import ChannelOptions
 from wool.runtime.worker.executor import Arrival, Definition, Exchange, RoutineLoop, Runner
 from wool.runtime.worker.framing import (
     CHUNK,
+    FEW,
     HIGH_WATER,
     TERMINAL,
     Assemblies,
     LargePayload,
     Outbox,
+    turns,
     write_payload,
 )
 
@@ -233,6 +235,8 @@ class _Session:
         farewell: asyncio.TimerHandle | None = None
         try:
             while not self.lost:
+                if self._outbox and len(self._open) > FEW:
+                    await turns()
                 if self._outbox:
                     self._readable.set()
                     yield self._outbox.next()[0]

@@ -39,12 +39,14 @@ from wool.runtime.errors import PayloadTooLarge, TransientRpcError, UnexpectedRe
 from wool.runtime.worker.call import Call, Stage
 from wool.runtime.worker.framing import (
     CHUNK,
+    FEW,
     HIGH_WATER,
     TERMINAL,
     Assemblies,
     Gate,
     LargePayload,
     Outbox,
+    turns,
     write_payload,
 )
 
@@ -263,6 +265,8 @@ class Session:
     async def _write(self) -> None:
         try:
             while True:
+                if self._outbox and len(self._calls) > FEW:
+                    await turns()
                 if self._outbox:
                     await self._stream.write(self._next_batch())
                     self._grant()
