@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
     from wool.runtime.worker.base import WorkerOptions
 
 
-@dataclass(frozen=True)
-class Configuration:
+class Configuration(NamedTuple):
     """How to serve, and as which worker."""
 
     uid: UUID

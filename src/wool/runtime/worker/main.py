@@ -108,9 +108,13 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
             await server.stop(STOP_SERVER)
     finally:
         if configuration.directory is not None:
-            import shutil  # Which is large, and needed by nothing before.
+            _remove(configuration.directory)
 
-            shutil.rmtree(configuration.directory, ignore_errors=True)
+
+def _remove(directory: str) -> None:
+    for remove, path in ((os.unlink, f"{directory}/s"), (os.rmdir, directory)):
+        with contextlib.suppress(OSError):
+            remove(path)
 
 
 def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ class WorkerMetadata:
             pid=self.pid,
             version=self.version,
             tags=sorted(self.tags),
-            extra=_to_json(self.extra) if self.extra else "",
+            extra=encode_extra(self.extra) if self.extra else "",
             secure=self.secure,
             options=self.options.to_protobuf() if self.options else None,
             wire=protocol.WIRE,
@@ -66,7 +66,7 @@ class WorkerMetadata:
             pid=message.pid,
             version=message.version,
             tags=frozenset(message.tags),
-            extra=_from_json(message.extra) if message.extra else {},
+            extra=decode_extra(message.extra) if message.extra else {},
             secure=message.secure,
             options=(
                 ChannelOptions.from_protobuf(message.options)
@@ -76,16 +76,14 @@ class WorkerMetadata:
         )
 
 
-# Few workers have anything extra, so json is imported by those that do.
-
-
-def _to_json(extra: Mapping[str, Any]) -> str:
-    import json
+def encode_extra(extra: Mapping[str, Any]) -> str:
+    """As JSON. Raises `TypeError` if it holds what JSON can't carry."""
+    import json  # Few workers have anything extra.
 
     return json.dumps(dict(extra))
 
 
-def _from_json(text: str) -> dict[str, Any]:
+def decode_extra(text: str) -> dict[str, Any]:
     import json
 
     extra = json.loads(text)

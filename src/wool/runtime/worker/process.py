@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import pickle
@@ -19,7 +18,7 @@ from wool.runtime.rundir import runtime_directory
 from wool.runtime.worker import fate
 from wool.runtime.worker.base import WorkerOptions
 from wool.runtime.worker.configuration import Configuration
-from wool.runtime.worker.metadata import WorkerMetadata
+from wool.runtime.worker.metadata import WorkerMetadata, encode_extra
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -71,7 +70,8 @@ class WorkerProcess:
             raise ValueError("Shutdown grace period must be positive")
         if proxy_pool_ttl <= 0:
             raise ValueError("Proxy pool TTL must be positive")
-        json.dumps(extra)
+        if extra:
+            encode_extra(extra)
         self._uid = uid
         self._tags = tags
         self._extra = extra or {}
