@@ -50,7 +50,9 @@ floors: .venv-floors/.installed
 	.venv-floors/bin/python -m pytest -m "not slow"
 
 # For example: make bench ARGS="--only latency,burst --quick --check"
+# Compiled, as an installed package is, whatever PYTHONDONTWRITEBYTECODE says.
 bench: .venv-bench/.installed
+	.venv-bench/bin/python -m compileall -q src benchmarks
 	.venv-bench/bin/python -m benchmarks $(ARGS)
 
 clean:

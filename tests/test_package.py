@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.metadata
+import inspect
 import logging
 import re
 from contextvars import ContextVar
@@ -122,6 +125,36 @@ def test_public_names_are_those_of_the_contract_and_ours() -> None:
     assert all(hasattr(wool, name) for name in wool.__all__)
 
 
+def test_public_names_are_listed_and_can_be_imported_at_once() -> None:
+    names: dict[str, object] = {}
+    exec("from wool import *", names)
+    del names["__builtins__"]
+    assert names == {name: getattr(wool, name) for name in wool.__all__}
+    assert names.keys() <= set(dir(wool))
+
+
+def test_public_names_come_from_where_type_checkers_look() -> None:
+    [block] = [
+        node
+        for node in ast.parse(inspect.getsource(wool)).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    seen = {
+        alias.name: f"{node.module}"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    homes = {name: f"wool.runtime.{home}" for home, names in wool._HOMES.items() for name in names}
+    assert {name: seen[name] for name in homes} == homes
+    assert {*homes, "__version__"} == set(wool.__all__)
+
+
+def test_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'wool' has no attribute 'nothing'"):
+        wool.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
 def test_public_names_are_documented() -> None:
     aliases = {"DiscoveryEventType", "PredicateFunction", "Factory", "__version__"}
     undocumented = [
@@ -147,6 +180,7 @@ def test_ambient_names() -> None:
 
 def test_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", wool.__version__)
+    assert wool.__version__ == importlib.metadata.version("wool")
 
 
 def test_logger_is_silent_by_default() -> None:

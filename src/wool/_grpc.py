@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Final
 
 VERIFIED: Final = range(80, 86)
@@ -38,8 +37,9 @@ def _minor_version() -> int | None:
     spec = find_spec("grpc")
     if spec is None or spec.origin is None:
         return None
-    metadata = Path(spec.origin).with_name("_grpcio_metadata.py")
-    if not metadata.exists():
+    metadata = os.path.join(os.path.dirname(spec.origin), "_grpcio_metadata.py")
+    if not os.path.exists(metadata):
         return None
-    found = re.search(r'__version__ = """1\.(\d+)\.', metadata.read_text())
+    with open(metadata) as file:
+        found = re.search(r'__version__ = """1\.(\d+)\.', file.read())
     return int(found[1]) if found else None
