@@ -30,7 +30,7 @@ class Column:
         if self.as_main:
             return [str(self.python), "-m", module]
         code = (
-            "from benchmarks.drivers.base import serve_module; "
+            "from benchmarks.drivers.serving import serve_module; "
             f"serve_module({module!r}, {self.driver!r})"
         )
         return [str(self.python), "-c", code]

@@ -1,23 +1,10 @@
-"""What a column is to the loads, and how its process talks with the runner.
+"""What a column is to the loads.
 
-A driver's process reads one JSON object per line from stdin and answers each with one line:
-
-    {"do": "hello"}                                  -> {"versions": {...}} or {"missing": "..."}
-    {"do": "run", "load": ..., "parameters": {...}}  -> {"metrics": {...}}, {"unsupported": "..."}
-                                                        or {"error": "..."}
-
-End of input ends it. What the driven package prints goes to stderr.
+Workers import this with the routines they run, and what it imports counts as theirs.
 """
 
 from __future__ import annotations
 
-import asyncio
-import importlib
-import json
-import os
-import platform
-import sys
-import traceback
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -92,51 +79,3 @@ class Driver:
     def membership(self, workers: int) -> float:
         """Seconds that one event costs with this many workers."""
         raise Unsupported("has no membership")
-
-
-def serve(driver: type[Driver]) -> None:
-    """Do what the runner asks for until it is done."""
-    with os.fdopen(os.dup(1), "w", buffering=1) as replies:
-        os.dup2(2, 1)
-        for line in sys.stdin:
-            replies.write(json.dumps(_answer(driver, json.loads(line))) + "\n")
-
-
-def serve_module(name: str, attribute: str) -> None:
-    """The same, for a driver whose package may be missing."""
-    try:
-        driver = getattr(importlib.import_module(name), attribute)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.startswith("benchmarks"):
-            raise
-        print(json.dumps({"missing": f"{exc.name} is not installed"}), flush=True)
-        return
-    serve(driver)
-
-
-def _answer(driver: type[Driver], request: dict[str, Any]) -> dict[str, Any]:
-    if request["do"] == "hello":
-        return {"versions": _versions(driver)}
-    from benchmarks.drivers import loads
-
-    load = getattr(loads, request["load"])
-    try:
-        return {"metrics": asyncio.run(load(driver(), **request["parameters"]))}
-    except Unsupported as exc:
-        return {"unsupported": str(exc)}
-    except Exception as exc:
-        traceback.print_exc()
-        return {"error": f"{type(exc).__name__}: {exc}"}
-
-
-def _versions(driver: type[Driver]) -> dict[str, str]:
-    # Here, because workers import this module, and their size is measured.
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {"python": platform.python_version()}
-    for package in driver.packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
-    return versions

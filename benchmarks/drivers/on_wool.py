@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import wool
-from benchmarks.drivers.base import Driver, Unsupported, serve
+from benchmarks.drivers.base import Driver, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -140,4 +140,6 @@ class Wool(Driver):
 
 
 if __name__ == "__main__":
+    from benchmarks.drivers.serving import serve
+
     serve(Wool)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class _Column(Column):
     def command(self) -> list[str]:
         code = (
-            "from benchmarks.drivers.base import serve_module; "
+            "from benchmarks.drivers.serving import serve_module; "
             f"serve_module({self.module!r}, {self.driver!r})"
         )
         return [str(self.python), "-c", code]
