@@ -15,7 +15,12 @@ SOURCES = Path(__file__).parent.parent / "src"
 LAYERS = [
     ("wool.runtime.__init__", "wool.runtime.*.__init__"),
     ("wool._grpc", "wool.protocol.*"),
-    ("wool.runtime.errors", "wool.runtime.typing", "wool.runtime.rundir"),
+    (
+        "wool.runtime.errors",
+        "wool.runtime.memory",
+        "wool.runtime.rundir",
+        "wool.runtime.typing",
+    ),
     ("wool.runtime.factory",),
     ("wool.runtime.worker.base", "wool.runtime.worker.fate", "wool.runtime.worker.version"),
     ("wool.runtime.worker.metadata",),

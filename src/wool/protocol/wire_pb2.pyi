@@ -71,24 +71,28 @@ class Response(_message.Message):
     def __init__(self, call: _Optional[int] = ..., ack: bool = ..., nack: _Optional[_Union[Nack, _Mapping]] = ..., result: _Optional[_Union[Payload, _Mapping]] = ..., item: _Optional[_Union[Payload, _Mapping]] = ..., done: bool = ..., exception: _Optional[_Union[Payload, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: bool = ..., cancelling: bool = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("data", "buffers", "chunked")
+    __slots__ = ("data", "buffers", "chunked", "forms")
     DATA_FIELD_NUMBER: _ClassVar[int]
     BUFFERS_FIELD_NUMBER: _ClassVar[int]
     CHUNKED_FIELD_NUMBER: _ClassVar[int]
+    FORMS_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     buffers: _containers.RepeatedScalarFieldContainer[bytes]
     chunked: bool
-    def __init__(self, data: _Optional[bytes] = ..., buffers: _Optional[_Iterable[bytes]] = ..., chunked: bool = ...) -> None: ...
+    forms: bytes
+    def __init__(self, data: _Optional[bytes] = ..., buffers: _Optional[_Iterable[bytes]] = ..., chunked: bool = ..., forms: _Optional[bytes] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("part", "size", "data")
+    __slots__ = ("part", "size", "data", "form")
     PART_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
     part: int
     size: int
     data: bytes
-    def __init__(self, part: _Optional[int] = ..., size: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    form: int
+    def __init__(self, part: _Optional[int] = ..., size: _Optional[int] = ..., data: _Optional[bytes] = ..., form: _Optional[int] = ...) -> None: ...
 
 class Definition(_message.Message):
     __slots__ = ("number", "content", "reusable")

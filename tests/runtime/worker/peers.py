@@ -65,11 +65,15 @@ def task_frame(call: int, routine: Callable[..., Any], *args: Any, **kwargs: Any
 def payload(value: object) -> protocol.Payload:
     """A value as it travels."""
     dumped = serializer.dumps(value)
-    return protocol.Payload(data=bytes(dumped.data), buffers=map(bytes, dumped.buffers))
+    return protocol.Payload(
+        data=bytes(dumped.data), buffers=map(bytes, dumped.buffers), forms=dumped.forms
+    )
 
 
 def load(message: protocol.Payload) -> Any:
-    return serializer.loads(serializer.Payload(message.data, tuple(message.buffers)))
+    return serializer.loads(
+        serializer.Payload.received(message.data, message.buffers, message.forms)
+    )
 
 
 @asynccontextmanager
