@@ -30,7 +30,7 @@ LAYERS = [
     ("wool.runtime.discovery.base",),
     ("wool.runtime.discovery.*",),
     ("wool.runtime.worker.auth", "wool.runtime.worker.membership"),
-    ("wool.runtime.worker.framing", "wool.runtime.worker.transport"),
+    ("wool.runtime.worker.arena", "wool.runtime.worker.framing", "wool.runtime.worker.transport"),
     ("wool.runtime.worker.call",),
     ("wool.runtime.worker.session",),
     ("wool.runtime.worker.connection",),
