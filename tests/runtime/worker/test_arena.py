@@ -16,7 +16,7 @@ from wool.protocol import Segment
 from wool.runtime.errors import UnexpectedResponse
 from wool.runtime.serializer import Payload
 from wool.runtime.worker import arena as arena_module
-from wool.runtime.worker.arena import SLICE, Arena, Window
+from wool.runtime.worker.arena import MOST_BUFFERS, SLICE, Arena, Shared, Window, in_turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +31,9 @@ class Pair:
 
     def __init__(self) -> None:
         self.freed = 0
-        arena = Arena.create(LIMIT, self._count)
+        arena = Arena.create(LIMIT)
         assert arena is not None
+        arena.on_room = self._count
         self.arena = arena
         window = Window.open(arena.offer, LIMIT)
         assert window is not None
@@ -50,6 +51,9 @@ class Pair:
         assert segment is not None
         return segment
 
+    async def read(self, segment: Segment) -> Payload:
+        return await in_turns(self.window.copy(segment))
+
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
@@ -66,7 +70,7 @@ def memory(offer: str) -> int:
 async def test_payload_arrives_as_it_was(pair: Pair) -> None:
     sent = Payload(b"pickle", (b"ab", bytearray(b"cd"), memoryview(bytearray(b"ef")), b""))
 
-    received = await pair.window.read(await pair.put(1, sent))
+    received = await pair.read(await pair.put(1, sent))
 
     assert received == sent
     assert [type(part) for part in (received.data, *received.buffers)] == [
@@ -89,11 +93,11 @@ async def test_payloads_put_read_and_freed_in_any_order(
             waiting[call] = await pair.put(call, Payload(content, (content[::-1],)))
             for done in data.draw(st.sets(st.sampled_from(range(call + 1)))):
                 if done in waiting:
-                    received = await pair.window.read(waiting.pop(done))
+                    received = await pair.read(waiting.pop(done))
                     assert received == Payload(contents[done], (contents[done][::-1],))
                     pair.arena.free(done)
         for call, segment in waiting.items():
-            assert (await pair.window.read(segment)).data == contents[call]
+            assert (await pair.read(segment)).data == contents[call]
             pair.arena.free(call)
 
         assert pair.arena.used == 0
@@ -112,7 +116,7 @@ async def test_large_payload_lets_the_loop_run(pair: Pair) -> None:
     counting = asyncio.create_task(count())
     segment = await pair.put(1, Payload(bytes(LIMIT - SLICE), (bytes(SLICE // 2),) * 2))
     written = turns
-    await pair.window.read(segment)
+    await pair.read(segment)
     counting.cancel()
     await asyncio.wait([counting])
 
@@ -127,6 +131,27 @@ async def test_what_does_not_fit_goes_another_way(pair: Pair) -> None:
     await pair.put(3, Payload(bytes(LIMIT // 2)))
     assert await pair.arena.put(4, Payload(b"x")) is None
 
+    assert pair.arena.used == LIMIT
+
+
+async def test_payload_of_many_parts_goes_another_way(pair: Pair) -> None:
+    assert await pair.arena.put(1, Payload(b"", (b"x",) * (MOST_BUFFERS + 1))) is None
+
+
+async def test_one_payload_of_a_call_at_a_time(pair: Pair) -> None:
+    await pair.put(1, Payload(b"x"))
+
+    assert await pair.arena.put(1, Payload(b"y")) is None
+
+
+async def test_free_while_it_is_written_changes_nothing(pair: Pair) -> None:
+    """What is being written is not the peer's yet, and not free for others."""
+    putting = asyncio.create_task(pair.put(1, Payload(bytes(LIMIT))))
+    await asyncio.sleep(0)
+    pair.arena.free(1)
+
+    assert await pair.arena.put(2, Payload(b"x")) is None
+    await putting
     assert pair.arena.used == LIMIT
 
 
@@ -185,7 +210,7 @@ async def test_memory_is_given_back(pair: Pair, monkeypatch: pytest.MonkeyPatch)
     pair.arena.free(1)
     await eventually(lambda: not memory(pair.arena.offer))
 
-    assert (await pair.window.read(await pair.put(3, Payload(b"again")))).data == b"again"
+    assert (await pair.read(await pair.put(3, Payload(b"again")))).data == b"again"
 
 
 async def test_memory_survives_its_owner_while_it_is_read() -> None:
@@ -194,7 +219,7 @@ async def test_memory_survives_its_owner_while_it_is_read() -> None:
 import asyncio, signal, sys
 from wool.runtime.serializer import Payload
 from wool.runtime.worker.arena import Arena
-arena = Arena.create(1 << 20, int)
+arena = Arena.create(1 << 20)
 segment = asyncio.run(arena.put(1, Payload(b"last words")))
 print(arena.offer, segment.offset, flush=True)
 signal.pause()
@@ -210,7 +235,7 @@ signal.pause()
     await process.wait()
 
     with closing(window):
-        received = await window.read(Segment(offset=int(offset), sizes=[10]))
+        received = await in_turns(window.copy(Segment(offset=int(offset), sizes=[10])))
     assert received.data == b"last words"
     process.stdout._transport.close()  # type: ignore[attr-defined]
 
@@ -258,12 +283,12 @@ def test_offer_that_leads_elsewhere(pair: Pair) -> None:
 )
 async def test_segment_that_cannot_be(pair: Pair, segment: Segment, message: str) -> None:
     with pytest.raises(UnexpectedResponse, match=message):
-        await pair.window.read(segment)
+        await pair.read(segment)
 
 
 async def test_arena_that_shrinks_while_it_is_read(pair: Pair) -> None:
     segment = await pair.put(1, Payload(bytes(LIMIT)))
-    reading = asyncio.create_task(pair.window.read(segment))
+    reading = asyncio.create_task(pair.read(segment))
     await asyncio.sleep(0)
     os.ftruncate(int(pair.arena.offer.split(":")[1]), SLICE)
 
@@ -273,12 +298,21 @@ async def test_arena_that_shrinks_while_it_is_read(pair: Pair) -> None:
 
 async def test_window_that_is_closed_while_it_is_read(pair: Pair) -> None:
     segment = await pair.put(1, Payload(bytes(LIMIT)))
-    reading = asyncio.create_task(pair.window.read(segment))
+    reading = asyncio.create_task(pair.read(segment))
     await asyncio.sleep(0)
     pair.window.close()
 
     with pytest.raises(UnexpectedResponse, match="was cut off"):
         await reading
+
+
+def test_shared_takes_an_offer_or_leaves_nothing_open(pair: Pair) -> None:
+    sizes = {"largest_in": LIMIT, "largest_out": LIMIT}
+    shared = Shared.accept(pair.arena.offer, **sizes)
+    assert shared is not None
+    shared.close()
+
+    assert Shared.accept("1:2:3", **sizes) is None
 
 
 def test_close_twice(pair: Pair) -> None:
@@ -289,14 +323,14 @@ def test_close_twice(pair: Pair) -> None:
 def test_no_arena_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
 
-    assert Arena.create(LIMIT, int) is None
+    assert Arena.create(LIMIT) is None
 
 
 def test_no_arena_without_descriptors() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
-        arena = Arena.create(LIMIT, int)
+        arena = Arena.create(LIMIT)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

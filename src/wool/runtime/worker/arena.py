@@ -23,7 +23,7 @@ import errno
 import os
 import secrets
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from wool import protocol
 from wool.runtime.errors import UnexpectedResponse
@@ -31,16 +31,33 @@ from wool.runtime.memory import PAGE, Form, Landing
 from wool.runtime.serializer import Payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
+
+    Copying = Generator[None, None, Payload]
+
+T = TypeVar("T")
 
 NAME = "wool"
 NONCE = 32
 
-SLICE = 2 * 1024 * 1024
-"""Bytes that are copied in one turn of the loop: less than a millisecond's worth."""
+SLICE = 1024 * 1024
+"""Bytes that are copied in one turn of the loop: a fraction of a millisecond."""
+
+ROOM = 2
+"""How many of the largest payloads an arena has room for.
+
+One more is let in while less than one waits, so that is enough but for the gaps between them.
+"""
+
+MOST_BUFFERS = 1024
+"""Of one payload: the frame that says where they are is to stay small."""
 
 REST = 5.0
 """Seconds after which an arena gives back the memory that it has not needed since."""
+
+
+WORTHWHILE = 64 * 1024
+"""Bytes above which a payload is better off here than in the stream."""
 
 
 class Extent(NamedTuple):
@@ -53,23 +70,24 @@ class Extent(NamedTuple):
 class Arena:
     """Memory for payloads that a peer is to read, for one event loop.
 
-    No more than `limit` bytes are in use at a time, and `on_room` is called when there are fewer.
+    At most `limit` bytes are in use, and `on_room` is called when there are fewer.
     """
 
-    def __init__(self, descriptor: int, limit: int, on_room: Callable[[], object]) -> None:
+    def __init__(self, descriptor: int, limit: int) -> None:
         nonce = secrets.token_bytes(NONCE)
         os.pwrite(descriptor, nonce, 0)
         self.offer = f"{os.getpid()}:{descriptor}:{nonce.hex()}"
         self.used = 0
+        self.on_room: Callable[[], object] = _ignore
         self._descriptor = descriptor
         self._limit = limit
-        self._on_room = on_room
-        self._extents: dict[int, Extent] = {}
+        self._extents: set[Extent] = set()
+        self._lent: dict[int, Extent] = {}
         self._peak = 0
         self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
-    def create(cls, limit: int, on_room: Callable[[], object]) -> Arena | None:
+    def create(cls, limit: int) -> Arena | None:
         """A new one, or None if the system has none to give."""
         if sys.platform != "linux":
             return None
@@ -78,76 +96,79 @@ class Arena:
         except OSError:
             return None
         try:
-            return cls(descriptor, limit, on_room)
+            return cls(descriptor, limit)
         except BaseException:
             os.close(descriptor)
             raise
 
     async def put(self, call: int, payload: Payload) -> protocol.Segment | None:
-        """Write a payload of `call`, which has none here; None if it has to go another way."""
+        """Lend a payload to the peer, for `call`; None if it has to go another way."""
         extent = self._find(payload.size)
-        if extent is None:
+        if extent is None or call in self._lent or len(payload.buffers) > MOST_BUFFERS:
             return None
-        self._take(call, extent)
+        self._take(extent)
         try:
-            await self._write(extent.start, payload)
+            await in_turns(self._write(extent.start, payload))
         except OSError:
-            self.free(call)
+            self._give(extent)
             return None
         except BaseException:
-            self.free(call)
+            self._give(extent)
             raise
-        parts = (payload.data, *payload.buffers)
-        sizes = [memoryview(part).nbytes for part in parts]
+        self._lent[call] = extent
+        sizes = [memoryview(part).nbytes for part in (payload.data, *payload.buffers)]
         return protocol.Segment(offset=extent.start, sizes=sizes, forms=payload.forms)
+
+    def free(self, call: int) -> None:
+        """The peer needs no more what was lent to it for `call`, if anything was."""
+        extent = self._lent.pop(call, None)
+        if extent is not None:
+            self._give(extent)
 
     def _find(self, size: int) -> Extent | None:
         """The first gap that is large enough."""
         start = PAGE
         length = -(-size // PAGE) * PAGE
-        for extent in sorted(self._extents.values()):
+        for extent in sorted(self._extents):
             if extent.start - start >= length:
                 break
             start = extent.end
         return Extent(start, start + length) if start + length <= PAGE + self._limit else None
 
-    def _take(self, call: int, extent: Extent) -> None:
-        self._extents[call] = extent
+    def _take(self, extent: Extent) -> None:
+        self._extents.add(extent)
         self.used += extent.end - extent.start
         self._peak = max(self._peak, extent.end)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(REST, self._trim)
 
-    async def _write(self, at: int, payload: Payload) -> None:
+    def _give(self, extent: Extent) -> None:
+        self._extents.remove(extent)
+        self.used -= extent.end - extent.start
+        self.on_room()
+
+    def _write(self, at: int, payload: Payload) -> Generator[None, None, None]:
         pause = at + SLICE
         for part in (payload.data, *payload.buffers):
             view = memoryview(part).cast("B")
             while view:
+                if at >= pause:
+                    yield
+                    pause = at + SLICE
                 written = os.pwrite(self._open(), view[:SLICE], at)
                 at += written
                 view = view[written:]
-                if at >= pause:
-                    await asyncio.sleep(0)
-                    pause = at + SLICE
 
     def _open(self) -> int:
         if self._descriptor < 0:
             raise OSError(errno.EBADF, "the arena was closed")
         return self._descriptor
 
-    def free(self, call: int) -> None:
-        """What is here of `call`, if anything, is not needed any more."""
-        extent = self._extents.pop(call, None)
-        if extent is None:
-            return
-        self.used -= extent.end - extent.start
-        self._on_room()
-
     def _trim(self) -> None:
-        """Give back what has not been needed for a while."""
+        """Give back the memory that has not been needed for a while."""
         os.ftruncate(self._descriptor, self._peak)
         idle = not self._peak
-        self._peak = max((extent.end for extent in self._extents.values()), default=0)
+        self._peak = max((extent.end for extent in self._extents), default=0)
         self._timer = None if idle else asyncio.get_running_loop().call_later(REST, self._trim)
 
     def close(self) -> None:
@@ -184,8 +205,8 @@ class Window:
             return None
         return cls(descriptor, limit)
 
-    async def read(self, segment: protocol.Segment) -> Payload:
-        """Copy a payload out. Raises `UnexpectedResponse` if it can't be there."""
+    def copy(self, segment: protocol.Segment) -> Copying:
+        """Copy a payload, slice by slice. Raises `UnexpectedResponse` if it can't be there."""
         self._check(segment)
         at = segment.offset
         pause = at + SLICE
@@ -193,12 +214,12 @@ class Window:
         for size, form in zip(segment.sizes, (Form.BYTES, *segment.forms), strict=True):
             landing = Landing(form, size)
             while landing.left:
+                if at >= pause:
+                    yield
+                    pause = at + SLICE
                 with landing.room(SLICE) as room:
                     self._fill(room, at)
                     at += len(room)
-                if at >= pause:
-                    await asyncio.sleep(0)
-                    pause = at + SLICE
             parts.append(landing.take())
         return Payload(parts[0], tuple(parts[1:]))
 
@@ -229,3 +250,42 @@ class Window:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
+
+
+class Shared(NamedTuple):
+    """What two processes share: the arena of this one and a window on the other's."""
+
+    arena: Arena
+    window: Window
+
+    @classmethod
+    def accept(cls, offer: str, *, largest_in: int, largest_out: int) -> Shared | None:
+        """Answer an offer; None if it can't be taken. The sizes are of payloads, in bytes."""
+        window = Window.open(offer, largest_in)
+        if window is None:
+            return None
+        arena = Arena.create(ROOM * largest_out)
+        if arena is None:
+            window.close()
+            return None
+        return cls(arena, window)
+
+    def close(self) -> None:
+        """Let go of both."""
+        self.arena.close()
+        self.window.close()
+
+
+async def in_turns(steps: Generator[None, None, T]) -> T:
+    """Take `steps` one a turn of the loop. Returns what they do."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        await asyncio.sleep(0)
+
+
+def _ignore() -> None:
+    pass

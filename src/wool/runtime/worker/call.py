@@ -118,7 +118,7 @@ class Call:
         self.stage = Stage.ENDED if kind in TERMINAL else Stage.TAKEN
         if kind == "cancelling":
             self._unheeded -= 1
-        elif kind != "ack":
+        elif kind not in ("ack", "release"):
             self._events.append((kind, payload))
         self._wake()
 
@@ -285,16 +285,26 @@ class Call:
             raise self.abandoned
         if self.stage is Stage.ENDED and not self._events:
             raise StopAsyncIteration
-        if self._stepped:
-            self._session.send(self, kind, payload)
-        self._stepped = self._stepping = True
+        first, self._stepped = not self._stepped, True
+        self._stepping = True
         try:
+            if payload is None:
+                if not first:
+                    self._session.send(self, kind)
+            elif not first:
+                await self._send_value(kind, payload)
             event = self._events.pop(0) if self._events else await self._reply()
             return self._value(event)
         finally:
             self._stepping = False
             if self.stage is not Stage.ENDED:
                 self._session.suspend(self)
+
+    async def _send_value(self, kind: str, payload: Payload) -> None:
+        try:
+            await self._session.send_value(self, kind, payload)
+        except asyncio.CancelledError as cancelled:
+            self._events.insert(0, await self._unwind(cancelled))
 
     def _value(self, event: Event) -> Any:
         kind, payload = event

@@ -224,8 +224,11 @@ def _pieces(payload: Payload) -> Iterator[Piece]:
             yield Piece(part, len(view), form, view[start : start + CHUNK])
 
 
-def write_payload(message: protocol.Payload, payload: Payload) -> None:
-    """Put a small payload into its message."""
+def write_payload(message: protocol.Payload, payload: Payload | protocol.Segment) -> None:
+    """Put a small payload into its message, or where a large one lies."""
+    if not isinstance(payload, Payload):
+        message.segment.CopyFrom(payload)
+        return
     message.data = bytes(payload.data)
     if payload.buffers:
         message.buffers.extend(map(bytes, payload.buffers))
