@@ -169,11 +169,15 @@ class Dialogue:
 
 
 class Scripted:
-    """A worker that answers each session as `script`, an async generator function, says."""
+    """A worker that answers each session as `script`, an async generator function, says.
 
-    def __init__(self, script: Script, *, initial: bool = True) -> None:
+    `offer`, if any, is what it answers to the offer of an arena.
+    """
+
+    def __init__(self, script: Script, *, initial: bool = True, offer: str = "") -> None:
         self._script = script
         self._initial = initial
+        self._offer = ((protocol.ARENA_KEY, offer),) if offer else ()
         self.dialogues: list[Dialogue] = []
 
     @property
@@ -185,7 +189,7 @@ class Scripted:
         self, requests: AsyncIterator[RequestBatch], context: Context
     ) -> AsyncIterator[ResponseBatch]:
         if self._initial:
-            await context.send_initial_metadata(protocol.versions())
+            await context.send_initial_metadata((*protocol.versions(), *self._offer))
         dialogue = Dialogue(requests)
         self.dialogues.append(dialogue)
         async for batch in self._script(dialogue):
