@@ -7,8 +7,9 @@ can hold a call are in `runtime/worker/test_call.py`.
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import pytest_asyncio
@@ -19,7 +20,7 @@ from tests.runtime.worker.peers import (
 )
 from tests.support import eventually
 from wool import WorkerProxy
-from wool.runtime.worker.call import Stage
+from wool.runtime.worker.arena import Arena
 from wool.runtime.worker.connection import _links_of
 from wool.runtime.worker.local import LocalWorker
 
@@ -53,6 +54,9 @@ async def calling(worker: WorkerMetadata) -> AsyncIterator[None]:
         assert not session._calls
         await eventually(lambda: not session._outbox and session._outbox.size == 0)
         assert not session._assemblies._assemblies
+        if session._shared is not None:
+            assert session._shared.arena.used == 0
+            assert not session._fetches
         assert session._small_gate._granted == session._large_gate._granted == 0
         await settled(_no_residue)
 
@@ -249,53 +253,86 @@ async def _converse(key: str, value: Any) -> None:
         await stream.aclose()
 
 
-async def test_arguments_in_transit(worker: WorkerMetadata) -> None:
+@pytest.fixture(params=["shared memory", "the stream"])
+def transit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Transit:
+    """What large payloads go through, and when."""
+    if request.param == "the stream":
+        monkeypatch.setattr(Arena, "create", lambda limit: None)
+        return Transit(
+            request.param,
+            lambda session: session._outbox.large,
+            lambda session: session._assemblies._assemblies,
+        )
+    if sys.platform != "linux":
+        pytest.skip("memory is shared on Linux only")
+    return Transit(
+        request.param,
+        lambda session: session._shared.arena.used,
+        lambda session: session._fetches,
+    )
+
+
+class Transit(NamedTuple):
+    """Whether something of a session is on its way to the worker, or from it."""
+
+    name: str
+    leaves: Callable[[Any], object]
+    arrives: Callable[[Any], object]
+
+
+async def test_arguments_in_transit(worker: WorkerMetadata, transit: Transit) -> None:
     """What has not been sent of them is left out, and what has is forgotten there."""
     async with calling(worker):
-        task = begin(routines.size(bytes(60 * MIB)))
+        await routines.seen("nothing")
         session = the_session()
-        await eventually(lambda: any(c.stage is Stage.SENT for c in session._calls.values()))
+        task = begin(routines.size(bytes(60 * MIB)))
+        await eventually(lambda: transit.leaves(session), interval=0)
 
         await cancelled(task)
 
         assert session._outbox.size < MIB
+        await eventually(lambda: not transit.leaves(session))
 
 
-async def test_sent_value_in_transit(worker: WorkerMetadata) -> None:
+async def test_sent_value_in_transit(worker: WorkerMetadata, transit: Transit) -> None:
     """It is the stream that is cancelled, not a task that has not arrived."""
     async with calling(worker):
-        stream = routines.talk("sends")
+        stream = routines.talk(transit.name)
         await anext(stream)
         session = the_session()
         task = begin(stream.asend(bytes(60 * MIB)))
-        await eventually(lambda: session._outbox.size > 0)
+        await eventually(lambda: transit.leaves(session), interval=0)
 
         await cancelled(task)
 
-        assert await routines.seen("sends") == ["ended"]
+        assert await routines.seen(transit.name) == ["ended"]
+        await eventually(lambda: not transit.leaves(session))
 
 
-async def test_result_in_transit(worker: WorkerMetadata) -> None:
+async def test_result_in_transit(worker: WorkerMetadata, transit: Transit) -> None:
     async with calling(worker):
         task = begin(routines.make(60 * MIB))
         session = the_session()
-        await eventually(lambda: bool(session._assemblies._assemblies))
+        await eventually(lambda: transit.arrives(session), interval=0)
 
         await cancelled(task)
 
+        await eventually(lambda: not transit.arrives(session))
 
-async def test_item_in_transit(worker: WorkerMetadata) -> None:
+
+async def test_item_in_transit(worker: WorkerMetadata, transit: Transit) -> None:
     async with calling(worker):
-        stream = routines.pieces(60 * MIB, 2, "items")
+        stream = routines.pieces(60 * MIB, 2, f"items, {transit.name}")
         task = begin(anext(stream))
         session = the_session()
-        await eventually(lambda: bool(session._assemblies._assemblies))
+        await eventually(lambda: transit.arrives(session), interval=0)
 
         await cancelled(task)
 
-        assert await routines.seen("items") == ["ended"]
+        assert await routines.seen(f"items, {transit.name}") == ["ended"]
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
+        await eventually(lambda: not transit.arrives(session))
 
 
 async def test_stream_cancelled_inside_an_await(worker: WorkerMetadata) -> None:

@@ -272,3 +272,22 @@ async def spawn_cleanup(key: str) -> None:
 
     kept.append(asyncio.create_task(descend(2)))
     await asyncio.sleep(0)
+
+
+@wool.routine
+async def parrot() -> AsyncGenerator[Any, Any]:
+    """Yields what it is sent."""
+    value = None
+    while True:
+        value = yield value
+
+
+@wool.routine
+async def overwrite(size: int) -> AsyncGenerator[Any, None]:
+    """Yields an array three times, which it overwrites after each."""
+    import numpy
+
+    array = numpy.zeros(size, "u1")
+    for i in range(3):
+        yield array
+        array[:] = i + 1

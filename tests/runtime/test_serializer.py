@@ -38,12 +38,15 @@ from wool.runtime.errors import (
     WorkerLost,
     WorkerUnresponsive,
 )
+from wool.runtime.memory import HUGE
 from wool.runtime.serializer import (
+    OUT_OF_BAND,
     Payload,
     Serializer,
     dump_callable,
     dump_exception,
     dumps,
+    dumps_arguments,
     load_callable,
     load_exception,
     loads,
@@ -181,29 +184,121 @@ def test_payload_size_counts_buffers() -> None:
     assert dumps(1).size == len(dumps(1).data)
 
 
-def received(payload: Payload, kind: type) -> Payload:
+def received(payload: Payload) -> Payload:
     """As it comes from the wire."""
-    return Payload(payload.data, tuple(kind(buffer) for buffer in payload.buffers))
+    return Payload.received(
+        bytes(payload.data), [bytes(buffer) for buffer in payload.buffers], payload.forms
+    )
 
 
-@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 @pytest.mark.parametrize("writeable", [True, False])
-def test_loads_array_as_writable_as_it_was(kind: type, writeable: bool) -> None:
+def test_loads_array_as_writable_as_it_was(writeable: bool) -> None:
     array = numpy.arange(10)
     array.flags.writeable = writeable
 
-    loaded = loads(received(dumps(array), kind))
+    loaded = loads(received(dumps(array)))
 
     assert (loaded == array).all()
     assert loaded.flags.writeable is writeable
 
 
-def test_loads_keeps_writable_buffer() -> None:
-    payload = received(dumps(numpy.arange(10, dtype="u1")), bytearray)
+def test_loads_keeps_buffer() -> None:
+    payload = received(dumps(numpy.arange(10, dtype="u1")))
 
     loads(payload)[0] = 7
 
     assert payload.buffers[0][0] == 7
+
+
+def test_payload_with_forms_that_do_not_fit() -> None:
+    with pytest.raises(UnexpectedResponse, match="2 buffers came with 1 forms"):
+        Payload.received(b"", [b"", b""], b"\0")
+
+
+LARGE = b"0123456789abcdef" * (OUT_OF_BAND // 16)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_large_bytes_travel_beside_the_pickle(kind: type) -> None:
+    value = kind(LARGE)
+
+    payload = dumps(value)
+
+    assert len(payload.data) < 100
+    loaded = loads(received(payload))
+    assert type(loaded) is kind
+    assert loaded == value
+
+
+def test_large_bytes_are_not_copied() -> None:
+    payload = dumps(LARGE)
+
+    assert payload.buffers[0] is LARGE
+    assert loads(payload) is LARGE
+
+
+def test_small_bytes_stay_in_the_pickle() -> None:
+    assert not dumps(LARGE[:-1]).buffers
+    assert not dumps_arguments((LARGE[:-1],), {"x": LARGE[:-1]}).buffers
+
+
+class Named(bytes):
+    pass
+
+
+def test_subclass_of_bytes_keeps_its_class() -> None:
+    loaded = loads(received(dumps(Named(LARGE))))
+
+    assert type(loaded) is Named
+    assert loaded == LARGE
+
+
+def test_large_arguments_travel_beside_the_pickle() -> None:
+    payload = dumps_arguments((1, LARGE, "a"), {"b": bytearray(LARGE), "c": None})
+
+    assert len(payload.data) < 200
+    args, kwargs = loads(received(payload))
+    assert args == (1, LARGE, "a")
+    assert kwargs == {"b": bytearray(LARGE), "c": None}
+    assert type(args[1]) is bytes
+    assert type(kwargs["b"]) is bytearray
+
+
+@pytest.mark.parametrize("size", [OUT_OF_BAND, HUGE])
+def test_arguments_are_as_they_were_when_dumped(size: int) -> None:
+    changing, array = bytearray(size), numpy.zeros(size, "u1")
+    payload = dumps_arguments((changing,), {}), dumps_arguments((array,), {})
+    changing[0] = array[0] = 1
+
+    for each in payload:
+        ((loaded,), _) = loads(received(each))
+        assert not any(loaded)
+
+
+def test_bytearray_passed_twice_is_one_object() -> None:
+    changing = bytearray(LARGE)
+
+    ((first, second), _) = loads(received(dumps_arguments((changing, changing), {})))
+    ((one, (other,)), _) = loads(received(dumps_arguments((changing, [changing]), {})))
+
+    assert first is second
+    assert one is other
+
+
+def test_bytes_passed_twice() -> None:
+    ((first, second, (third,)), _) = loads(received(dumps_arguments((LARGE, LARGE, [LARGE]), {})))
+
+    assert first == LARGE
+    assert first is second is third
+
+
+def test_large_bytes_beside_what_plain_pickle_cannot_take() -> None:
+    function = main("def function(): return 7")["function"]
+
+    ((loaded, data), _) = loads(received(dumps_arguments((function, LARGE), {})))
+
+    assert loaded() == 7
+    assert data == LARGE
 
 
 @pytest.mark.parametrize(
@@ -217,7 +312,7 @@ def test_loads_keeps_writable_buffer() -> None:
     ],
 )
 def test_dumps_array_that_is_not_in_one_piece(array: Any) -> None:
-    loaded = loads(received(dumps(array), bytes))
+    loaded = loads(received(dumps(array)))
 
     assert (loaded == array).all()
     assert loaded.flags.writeable
@@ -1093,7 +1188,7 @@ def test_exception_as_value() -> None:
 
 
 def test_exception_with_array() -> None:
-    loaded = load_exception(received(dump_exception(ValueError(numpy.arange(3))), bytes))
+    loaded = load_exception(received(dump_exception(ValueError(numpy.arange(3)))))
 
     assert loaded.args[0].sum() == 3
 

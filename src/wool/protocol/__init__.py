@@ -19,6 +19,7 @@ from wool.protocol.wire_pb2 import (
     Response,
     ResponseBatch,
     RuntimeContext,
+    Segment,
     StopRequest,
     Task,
     Void,
@@ -33,6 +34,8 @@ WIRE: Final = 1
 
 VERSION_KEY: Final = "wool-version"
 WIRE_KEY: Final = "wool-wire"
+ARENA_KEY: Final = "wool-arena"
+"""Where an arena is to be found: the client's offer, and the worker's if it takes that."""
 
 SERVICE: Final = "wool.protocol.Worker"
 DISPATCH: Final = f"/{SERVICE}/dispatch"
@@ -92,6 +95,7 @@ def add_to_server(servicer: WorkerServicer, server: grpc.aio.Server) -> None:
 
 
 __all__ = [
+    "ARENA_KEY",
     "DISPATCH",
     "SERVICE",
     "STOP",
@@ -108,6 +112,7 @@ __all__ = [
     "Response",
     "ResponseBatch",
     "RuntimeContext",
+    "Segment",
     "StopRequest",
     "Task",
     "Void",

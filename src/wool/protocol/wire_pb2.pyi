@@ -15,7 +15,7 @@ class RequestBatch(_message.Message):
     def __init__(self, frames: _Optional[_Iterable[_Union[Request, _Mapping]]] = ..., last: bool = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("call", "task", "next", "send", "throw", "close", "cancel", "chunk", "withdraw", "heartbeat")
+    __slots__ = ("call", "task", "next", "send", "throw", "close", "cancel", "chunk", "withdraw", "heartbeat", "release", "reachable")
     CALL_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,8 @@ class Request(_message.Message):
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     WITHDRAW_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    REACHABLE_FIELD_NUMBER: _ClassVar[int]
     call: int
     task: Task
     next: int
@@ -36,7 +38,9 @@ class Request(_message.Message):
     chunk: Chunk
     withdraw: bool
     heartbeat: bool
-    def __init__(self, call: _Optional[int] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., next: _Optional[int] = ..., send: _Optional[_Union[Payload, _Mapping]] = ..., throw: _Optional[_Union[Payload, _Mapping]] = ..., close: bool = ..., cancel: bool = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., withdraw: bool = ..., heartbeat: bool = ...) -> None: ...
+    release: bool
+    reachable: bool
+    def __init__(self, call: _Optional[int] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., next: _Optional[int] = ..., send: _Optional[_Union[Payload, _Mapping]] = ..., throw: _Optional[_Union[Payload, _Mapping]] = ..., close: bool = ..., cancel: bool = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., withdraw: bool = ..., heartbeat: bool = ..., release: bool = ..., reachable: bool = ...) -> None: ...
 
 class ResponseBatch(_message.Message):
     __slots__ = ("frames", "last")
@@ -47,7 +51,7 @@ class ResponseBatch(_message.Message):
     def __init__(self, frames: _Optional[_Iterable[_Union[Response, _Mapping]]] = ..., last: bool = ...) -> None: ...
 
 class Response(_message.Message):
-    __slots__ = ("call", "ack", "nack", "result", "item", "done", "exception", "chunk", "heartbeat", "cancelling")
+    __slots__ = ("call", "ack", "nack", "result", "item", "done", "exception", "chunk", "heartbeat", "cancelling", "release")
     CALL_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     NACK_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +62,7 @@ class Response(_message.Message):
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     CANCELLING_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     call: int
     ack: bool
     nack: Nack
@@ -68,27 +73,44 @@ class Response(_message.Message):
     chunk: Chunk
     heartbeat: bool
     cancelling: bool
-    def __init__(self, call: _Optional[int] = ..., ack: bool = ..., nack: _Optional[_Union[Nack, _Mapping]] = ..., result: _Optional[_Union[Payload, _Mapping]] = ..., item: _Optional[_Union[Payload, _Mapping]] = ..., done: bool = ..., exception: _Optional[_Union[Payload, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: bool = ..., cancelling: bool = ...) -> None: ...
+    release: bool
+    def __init__(self, call: _Optional[int] = ..., ack: bool = ..., nack: _Optional[_Union[Nack, _Mapping]] = ..., result: _Optional[_Union[Payload, _Mapping]] = ..., item: _Optional[_Union[Payload, _Mapping]] = ..., done: bool = ..., exception: _Optional[_Union[Payload, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: bool = ..., cancelling: bool = ..., release: bool = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("data", "buffers", "chunked")
+    __slots__ = ("data", "buffers", "chunked", "forms", "segment")
     DATA_FIELD_NUMBER: _ClassVar[int]
     BUFFERS_FIELD_NUMBER: _ClassVar[int]
     CHUNKED_FIELD_NUMBER: _ClassVar[int]
+    FORMS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     buffers: _containers.RepeatedScalarFieldContainer[bytes]
     chunked: bool
-    def __init__(self, data: _Optional[bytes] = ..., buffers: _Optional[_Iterable[bytes]] = ..., chunked: bool = ...) -> None: ...
+    forms: bytes
+    segment: Segment
+    def __init__(self, data: _Optional[bytes] = ..., buffers: _Optional[_Iterable[bytes]] = ..., chunked: bool = ..., forms: _Optional[bytes] = ..., segment: _Optional[_Union[Segment, _Mapping]] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("offset", "sizes", "forms")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    FORMS_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    forms: bytes
+    def __init__(self, offset: _Optional[int] = ..., sizes: _Optional[_Iterable[int]] = ..., forms: _Optional[bytes] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("part", "size", "data")
+    __slots__ = ("part", "size", "data", "form")
     PART_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
     part: int
     size: int
     data: bytes
-    def __init__(self, part: _Optional[int] = ..., size: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    form: int
+    def __init__(self, part: _Optional[int] = ..., size: _Optional[int] = ..., data: _Optional[bytes] = ..., form: _Optional[int] = ...) -> None: ...
 
 class Definition(_message.Message):
     __slots__ = ("number", "content", "reusable")

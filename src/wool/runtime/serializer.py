@@ -1,7 +1,8 @@
 """Callables, arguments, results and exceptions to bytes and back.
 
-Everything is a pickle, protocol 5 with buffers out of band. cloudpickle takes what pickle can't;
-plain pickle is for values that can't refer to `__main__`.
+Everything is a pickle, protocol 5 with buffers out of band, and so are arguments and results that
+are large bytes. cloudpickle takes what pickle can't; plain pickle is for values that can't refer to
+`__main__`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,24 @@ from __future__ import annotations
 import importlib
 import io
 import pickle
+from collections import Counter
+from pickle import PickleBuffer
 from types import FunctionType, MappingProxyType, NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Protocol,
+    TypeGuard,
+    cast,
+    runtime_checkable,
+)
 from weakref import WeakKeyDictionary
 
 import cloudpickle
 
-from wool.runtime import remote_exception
+from wool.runtime import memory, remote_exception
 from wool.runtime.capture import (
     Capture,
     attributes_of,
@@ -26,19 +38,21 @@ from wool.runtime.capture import (
     undecorated,
 )
 from wool.runtime.errors import UnexpectedResponse
+from wool.runtime.memory import Buffer, Form
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pickle import PickleBuffer
+    from collections.abc import Callable, Collection, Mapping
 
     from wool.runtime.remote_exception import Reduction
 
-Buffer = memoryview | bytes | bytearray
+OUT_OF_BAND = 64 * 1024
+"""Bytes from which an argument or a result that is bytes travels beside the pickle."""
 
 _PROTOCOL = 5
 _PLAIN_NODES = 64
 _ATOMS = frozenset({NoneType, bool, int, float, complex, str, bytes})
 _CONTAINERS = frozenset({tuple, list, set, frozenset})
+_BYTES = frozenset({bytes, bytearray})
 _BY_NAME, _BY_VALUE = b"n", b"v"
 
 
@@ -54,7 +68,7 @@ class Serializer(Protocol):
 class Payload(NamedTuple):
     """A pickle and the buffers that travel beside it."""
 
-    data: bytes | bytearray
+    data: Buffer
     buffers: tuple[Buffer, ...] = ()
 
     @property
@@ -63,6 +77,18 @@ class Payload(NamedTuple):
         if not self.buffers:
             return len(self.data)
         return len(self.data) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
+
+    @property
+    def forms(self) -> bytes:
+        """The `Form` of each buffer, a byte each."""
+        return bytes(map(Form.of, self.buffers))
+
+    @classmethod
+    def received(cls, data: bytes, buffers: Collection[bytes], forms: bytes) -> Payload:
+        """One whose buffers came as bytes. Raises `UnexpectedResponse` if `forms` doesn't fit."""
+        if len(forms) != len(buffers):
+            raise UnexpectedResponse(f"{len(buffers)} buffers came with {len(forms)} forms")
+        return cls(data, tuple(map(_received, buffers, forms)))
 
 
 class Dump(NamedTuple):
@@ -74,21 +100,25 @@ class Dump(NamedTuple):
 
 def dumps(value: object) -> Payload:
     """Pickle a value as it is now: buffers that can be written to are copied."""
+    if _is_large(value):
+        return _dump(PickleBuffer(value))
     if _is_plain(value):
         return Payload(pickle.dumps(value, _PROTOCOL))
     return _dump(value)
 
 
-def loads(payload: Payload) -> Any:
-    """The value pickled by `dumps`. It keeps the payload's buffers if they can be written to.
+def dumps_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+    """Pickle the arguments of a call as they are now, as `(args, kwargs)`."""
+    if any(map(_is_large, args)) or any(map(_is_large, kwargs.values())):
+        place = _placement([*args, *kwargs.values()])
+        return _dump((tuple(map(place, args)), {name: place(kwargs[name]) for name in kwargs}))
+    return dumps((args, kwargs))
 
-    What could be written to at the sender's can be here; pickle sees to the rest being read-only.
-    """
+
+def loads(payload: Payload) -> Any:
+    """The value pickled by `dumps`, which keeps the payload's buffers."""
     data, buffers = payload
-    if not buffers:
-        return pickle.loads(data)
-    writable = [bytearray(b) if memoryview(b).readonly else b for b in buffers]
-    return pickle.loads(data, buffers=writable)
+    return pickle.loads(data, buffers=buffers) if buffers else pickle.loads(data)
 
 
 def to_bytes(value: object) -> bytes:
@@ -233,6 +263,30 @@ def _fill_class(cls: type, packed: tuple[Callable[[type, object], object], objec
         fill(cls, state)
 
 
+def _is_large(value: object) -> TypeGuard[bytes | bytearray]:
+    return type(value) in _BYTES and len(cast("bytes", value)) >= OUT_OF_BAND
+
+
+def _placement(arguments: list[object]) -> Callable[[object], object]:
+    """What puts large bytes beside the pickle, unless they would come out as two objects.
+
+    In the pickle an object that is referred to twice is one, which matters if it can change.
+    """
+    times = Counter(map(id, arguments))
+    unshared = all(type(each) in _ATOMS or type(each) is bytearray for each in arguments)
+
+    def place(argument: Any) -> object:
+        if not _is_large(argument) or times[id(argument)] > 1:
+            return argument
+        return PickleBuffer(argument) if unshared or type(argument) is bytes else argument
+
+    return place
+
+
+def _received(buffer: bytes, form: int) -> Buffer:
+    return buffer if form == Form.BYTES else bytearray(buffer)
+
+
 def _is_plain(value: object) -> bool:
     nodes: list[Any] = [value]
     for node in nodes:
@@ -260,7 +314,12 @@ def _dump(
 
     def keep(buffer: PickleBuffer) -> None:
         view = buffer.raw()
-        buffers.append(view if view.readonly else bytearray(view))
+        if not view.readonly:
+            buffers.append(memory.copy(view))
+        elif type(view.obj) is bytes and len(view.obj) == view.nbytes:
+            buffers.append(view.obj)
+        else:
+            buffers.append(view)
 
     with io.BytesIO() as file:
         pickler = _Pickler(file, _PROTOCOL, None if in_band else keep)

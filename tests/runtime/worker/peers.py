@@ -65,11 +65,15 @@ def task_frame(call: int, routine: Callable[..., Any], *args: Any, **kwargs: Any
 def payload(value: object) -> protocol.Payload:
     """A value as it travels."""
     dumped = serializer.dumps(value)
-    return protocol.Payload(data=bytes(dumped.data), buffers=map(bytes, dumped.buffers))
+    return protocol.Payload(
+        data=bytes(dumped.data), buffers=map(bytes, dumped.buffers), forms=dumped.forms
+    )
 
 
 def load(message: protocol.Payload) -> Any:
-    return serializer.loads(serializer.Payload(message.data, tuple(message.buffers)))
+    return serializer.loads(
+        serializer.Payload.received(message.data, message.buffers, message.forms)
+    )
 
 
 @asynccontextmanager
@@ -165,11 +169,15 @@ class Dialogue:
 
 
 class Scripted:
-    """A worker that answers each session as `script`, an async generator function, says."""
+    """A worker that answers each session as `script`, an async generator function, says.
 
-    def __init__(self, script: Script, *, initial: bool = True) -> None:
+    `offer`, if any, is what it answers to the offer of an arena.
+    """
+
+    def __init__(self, script: Script, *, initial: bool = True, offer: str = "") -> None:
         self._script = script
         self._initial = initial
+        self._offer = ((protocol.ARENA_KEY, offer),) if offer else ()
         self.dialogues: list[Dialogue] = []
 
     @property
@@ -181,7 +189,7 @@ class Scripted:
         self, requests: AsyncIterator[RequestBatch], context: Context
     ) -> AsyncIterator[ResponseBatch]:
         if self._initial:
-            await context.send_initial_metadata(protocol.versions())
+            await context.send_initial_metadata((*protocol.versions(), *self._offer))
         dialogue = Dialogue(requests)
         self.dialogues.append(dialogue)
         async for batch in self._script(dialogue):

@@ -27,7 +27,7 @@ parts = st.builds(
     lambda size, seed, kind: kind(bytes([seed]) * size),
     sizes,
     st.integers(0, 255),
-    st.sampled_from([bytes, bytearray, memoryview]),
+    st.sampled_from([bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))]),
 )
 payloads = st.builds(
     lambda data, buffers: Payload(bytes(data), tuple(buffers)), parts, st.lists(parts, max_size=4)
@@ -81,8 +81,11 @@ def receive(batches: list[ResponseBatch]) -> list[tuple[int, Payload | None]]:
     return arrived
 
 
-def content(payload: Payload | None) -> list[bytes] | None:
-    return None if payload is None else [bytes(payload.data), *map(bytes, payload.buffers)]
+def content(payload: Payload | None) -> list[tuple[bytes, bool]] | None:
+    """Its parts, and whether they can be written to."""
+    if payload is None:
+        return None
+    return [(bytes(part), memoryview(part).readonly) for part in (payload.data, *payload.buffers)]
 
 
 @given(st.lists(payloads, min_size=1, max_size=4))
@@ -175,7 +178,7 @@ def test_payload_of_many_parts_takes_few_messages() -> None:
 
     assert len(batches) < 10
     ((_, payload),) = receive(batches)
-    assert content(payload) == [b"data", *buffers]
+    assert content(payload) == [(b"data", True), *((buffer, True) for buffer in buffers)]
 
 
 @given(st.lists(st.tuples(sizes, st.integers(0, 64 * 1024)), min_size=1, max_size=60))

@@ -94,7 +94,8 @@ async def test_task_that_lasts_is_acknowledged(client: RawClient) -> None:
 
 
 def _payload(frame: Response) -> serializer.Payload:
-    return serializer.Payload(frame.exception.data, tuple(frame.exception.buffers))
+    message = frame.exception
+    return serializer.Payload.received(message.data, message.buffers, message.forms)
 
 
 async def test_heartbeat_is_answered(client: RawClient) -> None:

@@ -212,7 +212,7 @@ class Task:
 
     def _dump_arguments(self) -> Payload:
         try:
-            return serializer.dumps((self.args, self.kwargs))
+            return serializer.dumps_arguments(self.args, self.kwargs)
         except Exception as exc:
             named = [(f"positional argument {i}", arg) for i, arg in enumerate(self.args)]
             named += [(f"argument {name!r}", arg) for name, arg in self.kwargs.items()]
@@ -241,16 +241,18 @@ class Task:
             message.serializer = to_bytes(serializer)
         message.arguments.data = bytes(encoded.arguments.data)
         message.arguments.buffers.extend(map(bytes, encoded.arguments.buffers))
+        message.arguments.forms = encoded.arguments.forms
         return message
 
     @classmethod
     def from_protobuf(cls, message: protocol.Task) -> Task:
         """From one message."""
+        arguments = message.arguments
         return cls.decode(
             message,
             serializer.load_callable(message.callable.content),
             load_proxy(message.proxy.content, message.proxy_error),
-            Payload(message.arguments.data, tuple(message.arguments.buffers)),
+            Payload.received(arguments.data, arguments.buffers, arguments.forms),
         )
 
     @classmethod

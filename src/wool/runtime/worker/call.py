@@ -124,7 +124,7 @@ class Call:
         self.stage = Stage.ENDED if kind in TERMINAL else Stage.TAKEN
         if kind == "cancelling":
             self._unheeded -= 1
-        elif kind != "ack":
+        elif kind not in ("ack", "release"):
             self._add((kind, payload))
         self._wake()
 
@@ -307,13 +307,13 @@ class Call:
             raise self.abandoned
         if self.stage is Stage.ENDED and not self._events:
             raise StopAsyncIteration
-        if self._stepped:
-            if kind == "next":
-                self._want_next()
-            else:
-                self._session.send(self, kind, payload)
-        self._stepped = self._stepping = True
+        first, self._stepped = not self._stepped, True
+        self._stepping = True
         try:
+            if payload is not None:
+                await self._send_value(kind, payload)
+            elif not first:
+                self._want_next()
             event = self._events.pop(0) if self._events else await self._reply()
             return self._value(event)
         finally:
@@ -327,6 +327,12 @@ class Call:
         if self._used > self.prefetch // 2:
             self._session.want(self, self._used)
             self._used = 0
+
+    async def _send_value(self, kind: str, payload: Payload) -> None:
+        try:
+            await self._session.send_value(self, kind, payload)
+        except asyncio.CancelledError as cancelled:
+            self._events = [await self._unwind(cancelled), *self._events]
 
     def _value(self, event: Event) -> Any:
         kind, payload = event

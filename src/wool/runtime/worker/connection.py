@@ -12,6 +12,7 @@ import grpc.aio
 from wool import protocol
 from wool.runtime.errors import DispatchTimeout, RpcError, TransientRpcError, UnexpectedResponse
 from wool.runtime.worker import fate
+from wool.runtime.worker.arena import ROOM, Arena, Shared, Window
 from wool.runtime.worker.base import ChannelOptions
 from wool.runtime.worker.session import Session
 from wool.runtime.worker.transport import client_arguments, rpc_error
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from wool.runtime.worker.auth import WorkerCredentials
     from wool.runtime.worker.call import Call
     from wool.runtime.worker.metadata import WorkerMetadata
+    from wool.runtime.worker.session import Placed
 
     Stream = grpc.aio.StreamStreamCall[Any, protocol.ResponseBatch]
 
@@ -94,7 +96,11 @@ class _Link:
             self._session = None
 
     async def _open(self) -> Session:
-        stream = protocol.WorkerStub(self._channel).dispatch(metadata=protocol.versions())
+        arena = self._arena()
+        offer = () if arena is None else ((protocol.ARENA_KEY, arena.offer),)
+        stream = protocol.WorkerStub(self._channel).dispatch(
+            metadata=(*protocol.versions(), *offer)
+        )
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
                 answer = dict(await stream.initial_metadata() or ())
@@ -102,6 +108,8 @@ class _Link:
                     raise await self._refusal(stream, answer)
         except BaseException as exc:
             stream.cancel()
+            if arena is not None:
+                arena.close()
             if isinstance(exc, TimeoutError):
                 raise rpc_error(
                     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -113,10 +121,28 @@ class _Link:
         return Session(
             stream,
             self._target.options,
+            shared=self._shared(arena, answer),
             metadata=self._metadata,
             ascertain=self._ascertain,
             on_lost=self._lost,
         )
+
+    def _arena(self) -> Arena | None:
+        """What to offer to a worker on this host."""
+        if not self._target.address.startswith("unix:"):
+            return None
+        return Arena.create(ROOM * self._target.options.max_receive_message_length)
+
+    def _shared(self, arena: Arena | None, answer: dict[str, str | bytes]) -> Shared | None:
+        """What is shared with a worker that has answered."""
+        if arena is None:
+            return None
+        offer = str(answer.get(protocol.ARENA_KEY, ""))
+        window = Window.open(offer, self._target.options.max_send_message_length)
+        if window is None:
+            arena.close()
+            return None
+        return Shared(arena, window)
 
     async def _refusal(self, stream: Stream, answer: dict[str, str | bytes]) -> RpcError:
         with suppress(TimeoutError):
@@ -230,26 +256,25 @@ class WorkerConnection:
         task.encode()  # Arguments are copied before anything is waited for.
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         session = self._open_link().ready
+        placed = None
         if session is None or session.crowded(task):
             try:
                 async with asyncio.timeout_at(deadline):
-                    session = await self._room(task)
+                    session, placed = await self._room(task)
             except TimeoutError as exc:
                 raise DispatchTimeout(
                     grpc.StatusCode.DEADLINE_EXCEEDED, f"{self!r} had no room within {timeout} s"
                 ) from exc
-        call = session.submit(task, self._on_end)
+        call = session.submit(task, self._on_end, placed)
         self._calls.add(call)
         self._idle.clear()
         await call.accepted(deadline)
         return call
 
-    async def _room(self, task: Task) -> Session:
-        """The session, open, when it has room for a task."""
+    async def _room(self, task: Task) -> tuple[Session, Placed | None]:
+        """The session, open, when it has room for a task, and where its arguments were put."""
         session = await self._open_link().session()
-        if session.crowded(task):
-            await session.room(task)
-        return session
+        return session, await session.room(task) if session.crowded(task) else None
 
     def _ended(self, call: Call) -> None:
         self._calls.discard(call)

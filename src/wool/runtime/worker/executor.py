@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wool.runtime import serializer
-from wool.runtime.errors import PayloadTooLarge
+from wool.runtime.errors import PayloadTooLarge, UnexpectedResponse
 from wool.runtime.routine import task as task_module
 from wool.runtime.routine.task import Task, is_generator, load_proxy
+from wool.runtime.serializer import Payload
+from wool.runtime.worker.arena import WORTHWHILE, in_turns
 
 if TYPE_CHECKING:
     import contextvars
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from wool import protocol
-    from wool.runtime.serializer import Payload
+    from wool.runtime.worker.arena import Arena, Shared
 
 logger = logging.getLogger("wool.executor")
 
@@ -111,9 +113,10 @@ class Arrival:
     """A task that has arrived."""
 
     header: protocol.Task
-    callable: Definition
+    callable: Definition | None
+    """None if it is the last buffer of the arguments."""
     proxy: Definition | None
-    arguments: Payload
+    arguments: Payload | protocol.Segment
 
 
 @dataclass(slots=True)
@@ -123,13 +126,16 @@ class Exchange:
     collect: Callable[[], object]
     pending: dict[int, Arrival] = field(default_factory=dict)
     mail: deque[tuple[int, str, Any]] = field(default_factory=deque)
-    replies: deque[tuple[int, str, Payload | None]] = field(default_factory=deque)
+    replies: deque[tuple[int, str, Payload | protocol.Segment | None]] = field(
+        default_factory=deque
+    )
 
 
 class Runner:
     """Runs the tasks of one session, on the routine loop, which is `loop`.
 
-    Each runs in a copy of `context`. `limit` is the largest result, in bytes.
+    Each runs in a copy of `context`. `limit` is the largest result, in bytes, `shared` the memory
+    shared with the client, if any, which this closes.
     """
 
     def __init__(
@@ -138,9 +144,12 @@ class Runner:
         exchange: Exchange,
         context: contextvars.Context,
         limit: int,
+        shared: Shared | None = None,
     ) -> None:
         self.limit = limit
         self.loop = loop
+        self._shared = shared
+        self._arena: Arena | None = None
         self._exchange = exchange
         self._running: dict[int, _Execution] = {}
         self._unacknowledged: dict[int, None] = {}
@@ -156,9 +165,18 @@ class Runner:
                 self._start(call)
             elif kind == "heartbeat":
                 self.reply(call, kind)
+            elif kind in ("release", "reachable"):
+                self._receive_shared(call, kind)
             elif call in self._running:
                 self._running[call].tell(kind, body)
         self._schedule()  # What begins now takes its first step before that.
+
+    def _receive_shared(self, call: int, kind: str) -> None:
+        if self._shared is not None:
+            if kind == "release":
+                self._shared.arena.free(call)
+            else:
+                self._arena = self._shared.arena
 
     def _start(self, call: int) -> None:
         if call in self._exchange.pending:
@@ -171,7 +189,25 @@ class Runner:
             self._unacknowledged[call] = None
         return arrival
 
-    def reply(self, call: int, kind: str, payload: Payload | None = None) -> None:
+    async def take(self, call: int, payload: Payload | protocol.Segment) -> Payload:
+        """What came for a call, copied out of shared memory if it lies there."""
+        if isinstance(payload, Payload):
+            return payload
+        if self._shared is None:
+            raise UnexpectedResponse("A client refers to memory that it has not shared")
+        copied = await in_turns(self._shared.window.copy(payload))
+        self.reply(call, "release")
+        return copied
+
+    async def place(self, call: int, payload: Payload) -> Payload | protocol.Segment:
+        """What leaves for a call, put into shared memory if there is some, and room in it."""
+        if self._arena is None:
+            return payload
+        return await self._arena.put(call, payload) or payload
+
+    def reply(
+        self, call: int, kind: str, payload: Payload | protocol.Segment | None = None
+    ) -> None:
         self._unacknowledged.pop(call, None)
         self._exchange.replies.append((call, kind, payload))
         if len(self._exchange.replies) >= REPLIES:
@@ -196,12 +232,16 @@ class Runner:
 
     async def close(self) -> None:
         """Cancel what runs, unless it was cancelled already, and wait for its end."""
-        while self._running:
-            executions = list(self._running.values())
-            for execution in executions:
-                if not execution.cancelled:
-                    execution.cancel()
-            await asyncio.wait([execution.task for execution in executions])
+        try:
+            while self._running:
+                executions = list(self._running.values())
+                for execution in executions:
+                    if not execution.cancelled:
+                        execution.cancel()
+                await asyncio.wait([execution.task for execution in executions])
+        finally:
+            if self._shared is not None:
+                self._shared.close()
 
 
 class _Execution:
@@ -261,7 +301,7 @@ class _Execution:
     async def _run(self) -> None:
         self._entered = True
         try:
-            task = self._take()
+            task = await self._take()
             if task is not None:
                 await self._execute(task)
         except GeneratorExit as exc:
@@ -279,9 +319,9 @@ class _Execution:
                 self._send("done")
                 return
             value = await start()
-        self._reply("result", value)
+        await self._reply("result", value)
 
-    def _take(self) -> Task | None:
+    async def _take(self) -> Task | None:
         arrival = self._runner.claim(self._call)
         if arrival is None:
             return None
@@ -293,23 +333,31 @@ class _Execution:
             proxy = load_proxy(b"", header.proxy_error)
         else:
             proxy = arrival.proxy.load(load_proxy)
-        function = arrival.callable.load(serializer.load_callable)
         self._prefetch = header.prefetch
-        return Task.decode(header, function, proxy, arrival.arguments)
+        arguments = arrival.arguments
+        if not isinstance(arguments, Payload):
+            arguments = await self._runner.take(self._call, arguments)
+        definition = arrival.callable
+        if definition is None:
+            definition, arguments = _split(arguments)
+        function = definition.load(serializer.load_callable)
+        return Task.decode(header, function, proxy, arguments)
 
     async def _stream(self, generator: AsyncGenerator[Any, Any]) -> None:
         step = anext(generator)
         try:
             while True:
-                self._reply("item", await step)
+                await self._reply("item", await step)
                 self._yielded = True
                 kind, body = await self._request()
                 if kind == "close":
                     break
                 if kind == "send":
-                    step = generator.asend(serializer.loads(body))
+                    value = await self._runner.take(self._call, body)
+                    step = generator.asend(serializer.loads(value))
                 elif kind == "throw":
-                    step = generator.athrow(serializer.load_exception(body))
+                    error = await self._runner.take(self._call, body)
+                    step = generator.athrow(serializer.load_exception(error))
                 else:
                     step = anext(generator)
         except StopAsyncIteration:
@@ -328,7 +376,7 @@ class _Execution:
                         self._send("cancelling")
                         return
                     wanted += body
-                self._reply("item", await anext(generator))
+                await self._reply("item", await anext(generator))
                 wanted -= 1
         except StopAsyncIteration:
             pass
@@ -346,7 +394,7 @@ class _Execution:
         self._arrived = None
         return self._requests.pop(0)
 
-    def _reply(self, kind: str, value: Any) -> None:
+    async def _reply(self, kind: str, value: Any) -> None:
         try:
             payload = serializer.dumps(value)
         except Exception as exc:
@@ -359,7 +407,10 @@ class _Execution:
                 "max_send_message_length",
                 self._runner.limit,
             )
-        self._send(kind, payload)
+        if payload.size > WORTHWHILE:
+            self._send(kind, await self._runner.place(self._call, payload))
+        else:
+            self._send(kind, payload)
 
     def _fail(self, exc: BaseException) -> None:
         exc.__traceback__ = _remote_frames(exc.__traceback__)
@@ -375,8 +426,16 @@ class _Execution:
             )
         self._send("exception", payload)
 
-    def _send(self, kind: str, payload: Payload | None = None) -> None:
+    def _send(self, kind: str, payload: Payload | protocol.Segment | None = None) -> None:
         self._runner.reply(self._call, kind, payload)
+
+
+def _split(arguments: Payload) -> tuple[Definition, Payload]:
+    """A callable that came as the last buffer of the arguments, and the rest of them."""
+    if not arguments.buffers:
+        raise UnexpectedResponse("A task came with nothing callable")
+    *buffers, function = arguments.buffers
+    return Definition(bytes(function), reusable=False), Payload(arguments.data, tuple(buffers))
 
 
 def _remote_frames(traceback: TracebackType | None) -> TracebackType | None:

@@ -4,16 +4,18 @@ Small frames are written into the batch they leave in at once, and leave in the 
 payload over `CHUNK` bytes leaves in pieces, about `CHUNK` bytes to a batch, large payloads taking
 turns; its frame follows the last piece. So no message is much larger than `BATCH` and `CHUNK`, and
 a small frame waits for one message, not for a large payload.
-Frames of one call keep their order because a call has one payload under way at most.
+Frames of one call keep their order: a client has one payload of a call under way at most, and a
+worker holds back what follows one.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from wool.runtime.errors import UnexpectedResponse
+from wool.runtime.memory import Form, Landing
 from wool.runtime.serializer import Payload
 
 if TYPE_CHECKING:
@@ -52,6 +54,15 @@ class Batch(Protocol):
 B = TypeVar("B", bound=Batch)
 
 
+class Piece(NamedTuple):
+    """`data` belongs to the part of that number, which has `size` bytes in all."""
+
+    part: int
+    size: int
+    form: Form
+    data: memoryview
+
+
 class LargePayload:
     """A payload that leaves in pieces, before the frame that `finish` fills in.
 
@@ -73,14 +84,15 @@ class LargePayload:
         """Put what is next of it into `batch`. Returns how many bytes that was."""
         before = self.size
         room = CHUNK
-        for part, size, data in self._pieces:
+        for piece in self._pieces:
             frame = batch.frames.add()
             frame.call = self.call
-            frame.chunk.part = part
-            frame.chunk.size = size
-            frame.chunk.data = bytes(data)
-            self.size -= len(data)
-            room -= len(data) + PIECE_OVERHEAD
+            frame.chunk.part = piece.part
+            frame.chunk.size = piece.size
+            frame.chunk.form = piece.form
+            frame.chunk.data = bytes(piece.data)
+            self.size -= len(piece.data)
+            room -= len(piece.data) + PIECE_OVERHEAD
             if room <= 0:
                 return before - self.size
         frame = batch.frames.add()
@@ -208,11 +220,12 @@ class Gate:
                 turn.set_result(None)
 
 
-def _pieces(payload: Payload) -> Iterator[tuple[int, int, memoryview]]:
+def _pieces(payload: Payload) -> Iterator[Piece]:
     for part, content in enumerate((payload.data, *payload.buffers)):
+        form = Form.of(content)
         view = memoryview(content).cast("B")
         for start in range(0, max(len(view), 1), CHUNK):
-            yield part, len(view), view[start : start + CHUNK]
+            yield Piece(part, len(view), form, view[start : start + CHUNK])
 
 
 async def turns() -> None:
@@ -225,11 +238,15 @@ async def turns() -> None:
     await asyncio.sleep(0)
 
 
-def write_payload(message: protocol.Payload, payload: Payload) -> None:
-    """Put a small payload into its message."""
+def write_payload(message: protocol.Payload, payload: Payload | protocol.Segment) -> None:
+    """Put a small payload into its message, or where a large one lies."""
+    if not isinstance(payload, Payload):
+        message.segment.CopyFrom(payload)
+        return
     message.data = bytes(payload.data)
     if payload.buffers:
         message.buffers.extend(map(bytes, payload.buffers))
+        message.forms = payload.forms
 
 
 class Assemblies:
@@ -248,7 +265,7 @@ class Assemblies:
             if assembly.size + chunk.size > self._limit:
                 self.discard(call)
                 raise UnexpectedResponse(f"payload of call {call} exceeds {self._limit:,} bytes")
-            assembly.begin(chunk.size)
+            assembly.begin(chunk)
         if chunk.part != len(assembly.parts) - 1 or not assembly.append(chunk.data):
             self.discard(call)
             raise UnexpectedResponse(f"misplaced chunk of call {call}")
@@ -260,37 +277,37 @@ class Assemblies:
     def take(self, call: int, message: protocol.Payload) -> Payload:
         """The payload that a frame of `call` carries or refers to."""
         if not message.chunked:
-            return Payload(message.data, tuple(message.buffers))
+            return Payload.received(message.data, message.buffers, message.forms)
         assembly = self._assemblies.pop(call, None)
-        if assembly is None or not assembly.complete:
+        if assembly is None or not assembly.parts or not assembly.complete:
             raise UnexpectedResponse(f"payload of call {call} is incomplete")
-        return Payload(assembly.parts[0], tuple(assembly.parts[1:]))
+        data, *buffers = (part.take() for part in assembly.parts)
+        return Payload(data, tuple(buffers))
 
 
 class _Assembly:
-    """The parts of one payload, the last of them filled up to `filled`."""
+    """The parts of one payload, all of them filled but for the last."""
 
-    __slots__ = ("filled", "parts", "size")
+    __slots__ = ("parts", "size")
 
     def __init__(self) -> None:
-        self.parts: list[bytearray] = []
-        self.filled = 0
+        self.parts: list[Landing] = []
         self.size = 0
 
     @property
     def complete(self) -> bool:
-        return not self.parts or self.filled == len(self.parts[-1])
+        return not self.parts or not self.parts[-1].left
 
-    def begin(self, size: int) -> None:
-        self.parts.append(bytearray(size))
-        self.filled = 0
-        self.size += size
+    def begin(self, chunk: protocol.Chunk) -> None:
+        form = chunk.form if chunk.part else Form.BYTES
+        self.parts.append(Landing(form, chunk.size))
+        self.size += chunk.size
 
     def append(self, data: bytes) -> bool:
         """Tells whether it fits."""
-        end = self.filled + len(data)
-        if end > len(self.parts[-1]):
+        part = self.parts[-1]
+        if len(data) > part.left:
             return False
-        self.parts[-1][self.filled : end] = data
-        self.filled = end
+        with part.room(len(data)) as room:
+            room[:] = data
         return True

@@ -27,6 +27,8 @@ import wool
 from wool import protocol
 from wool.runtime.errors import UnexpectedResponse
 from wool.runtime.resourcepool import ResourcePool
+from wool.runtime.serializer import Payload
+from wool.runtime.worker.arena import Shared
 from wool.runtime.worker.auth import CredentialContext
 from wool.runtime.worker.base import ChannelOptions
 from wool.runtime.worker.executor import Arrival, Definition, Exchange, RoutineLoop, Runner
@@ -45,7 +47,6 @@ from wool.runtime.worker.framing import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from wool.runtime.serializer import Payload
     from wool.runtime.worker.auth import WorkerCredentials
 
 logger = logging.getLogger("wool.service")
@@ -72,7 +73,7 @@ class Event(NamedTuple):
 class _Session:
     """The server half of one client's session."""
 
-    def __init__(self, service: WorkerService) -> None:
+    def __init__(self, service: WorkerService, shared: Shared | None = None) -> None:
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._exchange = Exchange(self._collect_soon)
@@ -80,11 +81,13 @@ class _Session:
         context.run(wool.__proxy_pool__.set, service.proxies)
         context.run(CredentialContext(service.credentials).__enter__)
         limit = service.options.max_send_message_length
-        self._runner = Runner(service.routines.loop, self._exchange, context, limit)
+        loop = service.routines.loop
+        self._runner = Runner(loop, self._exchange, context, limit, shared)
         self._assemblies = Assemblies(service.options.max_receive_message_length)
         self._definitions: dict[int, Definition] = {}
         self._outbox = Outbox(protocol.ResponseBatch)
         self._open: set[int] = set()
+        self._behind: dict[int, list[tuple[str, Payload | protocol.Segment | None]]] = {}
         self._finishing = False
         self._client_left = False
         self.lost = False
@@ -130,11 +133,11 @@ class _Session:
         elif kind == "chunk":
             self._assemblies.add(call, frame.chunk)
         elif kind in ("send", "throw"):
-            body = self._assemblies.take(call, getattr(frame, kind))
+            body = self._take(call, getattr(frame, kind))
             self._exchange.mail.append((call, kind, body))
         elif kind in ("cancel", "withdraw"):
             self._give_back(call, kind)
-        elif kind in ("next", "close", "heartbeat"):
+        elif kind in ("next", "close", "heartbeat", "release", "reachable"):
             self._exchange.mail.append((call, kind, getattr(frame, kind)))
         else:
             raise UnexpectedResponse(f"a frame of call {call} is of no kind known here")
@@ -149,14 +152,10 @@ class _Session:
     def _receive_task(self, call: int, task: protocol.Task) -> None:
         if call in self._open:
             raise UnexpectedResponse(f"call {call} came twice")
-        arguments = self._assemblies.take(call, task.arguments)
+        arguments = self._take(call, task.arguments)
         proxy = self._define(task.proxy) if task.HasField("proxy") else None
-        if task.HasField("callable"):
-            function = self._define(task.callable)
-        elif arguments.buffers:
-            function = Definition(bytes(arguments.buffers[-1]), reusable=False)
-            arguments = arguments._replace(buffers=arguments.buffers[:-1])
-        else:
+        function = self._define(task.callable) if task.HasField("callable") else None
+        if function is None and isinstance(arguments, Payload) and not arguments.buffers:
             raise UnexpectedResponse(f"call {call} is of nothing callable")
         if self._service.stopping.is_set():
             self._refuse(call, DRAINING)
@@ -165,6 +164,12 @@ class _Session:
         self._service.count(1)
         self._exchange.pending[call] = Arrival(task, function, proxy, arguments)
         self._exchange.mail.append((call, "task", None))
+
+    def _take(self, call: int, message: protocol.Payload) -> Payload | protocol.Segment:
+        """What a frame carries, or where it lies: it is for the routine loop to copy that."""
+        if message.HasField("segment"):
+            return message.segment
+        return self._assemblies.take(call, message)
 
     def _define(self, message: protocol.Definition) -> Definition:
         if not message.content:
@@ -199,21 +204,29 @@ class _Session:
         while replies:
             self._put(*replies.popleft())
 
-    def _put(self, call: int, kind: str, payload: Payload | None) -> None:
+    def _put(self, call: int, kind: str, payload: Payload | protocol.Segment | None) -> None:
         if kind in TERMINAL:
             self._answered(call)
         if self.lost:
             return
-        if payload is None:
+        if call in self._behind:
+            self._behind[call].append((kind, payload))
+        elif payload is None:
             setattr(self._outbox.add(call), kind, True)
-        elif (size := payload.size) > CHUNK:
-            finish = partial(_fill_large, kind)
-            self._outbox.add_large(LargePayload(call, payload, finish))
+        elif isinstance(payload, Payload) and payload.size > CHUNK:
+            self._behind[call] = []
+            self._outbox.add_large(LargePayload(call, payload, partial(self._finish_large, kind)))
         else:
+            size = payload.size if isinstance(payload, Payload) else payload.ByteSize()
             message = getattr(self._outbox.add(call, size), kind)
             message.SetInParent()
             write_payload(message, payload)
         self._wake_writer()
+
+    def _finish_large(self, kind: str, frame: protocol.Response) -> None:
+        getattr(frame, kind).chunked = True
+        for later in self._behind.pop(frame.call):
+            self._put(frame.call, *later)
 
     def _refuse(self, call: int, reason: str) -> None:
         self._answered(call)
@@ -286,10 +299,6 @@ class _Session:
             self._service.forget(self)
 
 
-def _fill_large(kind: str, frame: protocol.Response) -> None:
-    getattr(frame, kind).chunked = True
-
-
 class WorkerService:
     """The gRPC service of a worker: sessions, and the end of them all.
 
@@ -355,8 +364,15 @@ class WorkerService:
     ) -> AsyncIterator[protocol.ResponseBatch]:
         if self._stopping.is_set():
             await context.abort(grpc.StatusCode.UNAVAILABLE, DRAINING)
-        await context.send_initial_metadata(protocol.versions())
-        session = _Session(self)
+        shared = self._share(context)
+        answer = () if shared is None else ((protocol.ARENA_KEY, shared.arena.offer),)
+        try:
+            await context.send_initial_metadata((*protocol.versions(), *answer))
+        except BaseException:
+            if shared is not None:
+                shared.close()
+            raise
+        session = _Session(self, shared)
         self._sessions.add(session)
         self._gone.clear()
         reading = asyncio.create_task(session.read(requests), name="wool session reader")
@@ -371,6 +387,17 @@ class WorkerService:
             closing = asyncio.create_task(session.close(), name="wool session end")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+    def _share(self, context: grpc.aio.ServicerContext[Any, Any]) -> Shared | None:
+        """Take the client's offer of shared memory, if it makes one that can be taken."""
+        for key, value in context.invocation_metadata() or ():
+            if key == protocol.ARENA_KEY:
+                return Shared.accept(
+                    str(value),
+                    largest_in=self.options.max_receive_message_length,
+                    largest_out=self.options.max_send_message_length,
+                )
+        return None
 
     def forget(self, session: _Session) -> None:
         """Take a session that has ended off the list."""

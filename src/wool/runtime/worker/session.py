@@ -29,13 +29,14 @@ import asyncio
 import logging
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import grpc.aio
 
 from wool import protocol
 from wool.runtime.errors import PayloadTooLarge, TransientRpcError, UnexpectedResponse, WorkerLost
+from wool.runtime.worker.arena import WORTHWHILE, in_turns
 from wool.runtime.worker.call import Call, Stage
 from wool.runtime.worker.framing import (
     CHUNK,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
     from wool.runtime.routine.task import Encoded, Task
     from wool.runtime.serializer import Payload
+    from wool.runtime.worker.arena import Copying, Shared
     from wool.runtime.worker.base import ChannelOptions
     from wool.runtime.worker.metadata import WorkerMetadata
 
@@ -68,14 +70,36 @@ HEARTBEAT = 10.0
 FAREWELL = 5.0
 """Seconds that a worker may take to answer the end of a session."""
 
+RELEASE_DELAY = 0.005
+"""Seconds that a `release` may wait for a frame to leave with."""
+
 DEFINITIONS = 256
 """How many callables and proxies a session keeps numbers for."""
+
+
+FAULTS = (UnexpectedResponse, OSError, MemoryError)
+"""What may come of copying a payload out of the worker's arena."""
+
+
+class Placed(NamedTuple):
+    """The number of a call to come, and where its arguments lie in the arena."""
+
+    number: int
+    segment: protocol.Segment
+
+
+class _Fetch(NamedTuple):
+    """A payload that is being copied, and the frames of its call that have come meanwhile."""
+
+    task: asyncio.Task[None]
+    later: list[protocol.Response]
 
 
 class Session:
     """An open stream to a worker, for the event loop that opened it.
 
-    `stream` is the gRPC call, past its initial metadata. `ascertain` tells how the worker's
+    `stream` is the gRPC call, past its initial metadata; `shared` is the memory shared with the
+    worker, if any, which the session closes. `ascertain` tells how the worker's
     process died, if that is known. `on_lost` is called when the stream has broken.
     """
 
@@ -84,6 +108,7 @@ class Session:
         stream: Stream,
         options: ChannelOptions,
         *,
+        shared: Shared | None = None,
         metadata: WorkerMetadata | None = None,
         ascertain: Callable[[], Awaitable[str | None]] | None = None,
         on_lost: Callable[[], None] | None = None,
@@ -99,8 +124,11 @@ class Session:
         self._definitions: OrderedDict[bytes, int] = OrderedDict()
         self._outbox = Outbox(protocol.RequestBatch)
         self._small_gate = Gate(HIGH_WATER, lambda: self._outbox.small)
-        self._large_gate = Gate(options.max_receive_message_length, lambda: self._outbox.large)
+        self._large_gate = Gate(options.max_receive_message_length, self._waiting)
         self._assemblies = Assemblies(options.max_send_message_length)
+        self._shared = shared
+        self._fetches: dict[int, _Fetch] = {}
+        self._releasing: asyncio.TimerHandle | None = None
         self._accepting = True
         self._closing = False
         self._leaving = False
@@ -113,6 +141,9 @@ class Session:
         self._timer = self.loop.call_later(HEARTBEAT, self._beat)
         self._reader = self.loop.create_task(self._read(), name="wool session reader")
         self._writer = self.loop.create_task(self._write(), name="wool session writer")
+        if shared is not None:
+            shared.arena.on_room = self._grant
+            self._outbox.add(0).reachable = True
 
     def __repr__(self) -> str:
         worker = f"{self.metadata.uid} at {self.metadata.address}" if self.metadata else "a worker"
@@ -125,7 +156,7 @@ class Session:
         return self._accepting
 
     def crowded(self, task: Task) -> bool:
-        """Whether a task has to wait for room.
+        """Whether a task has to wait for room, or to be put into shared memory.
 
         Raises `PayloadTooLarge` if the worker would refuse its arguments.
         """
@@ -135,43 +166,84 @@ class Session:
             raise PayloadTooLarge(
                 f"The call of {task.tag} with arguments", size, "max_receive_message_length", limit
             )
-        return self._gate(size).crowded
+        return self._shares(size) or self._gate(size).crowded
 
-    async def room(self, task: Task) -> None:
-        """Wait for one's turn to submit a task."""
-        size = task.encode().arguments.size
-        await self._gate(size).enter(size)
+    async def room(self, task: Task) -> Placed | None:
+        """Wait for one's turn to submit a task, and share its arguments if they are large."""
+        arguments = task.encode().arguments
+        gate = self._gate(arguments.size)
+        if gate.crowded:
+            await gate.enter(arguments.size)
+        if not self._accepting or not self._shares(arguments.size):
+            return None
+        number = self._next_number()
+        segment = await self._place(number, arguments)
+        return Placed(number, segment) if segment is not None else None
 
     def _gate(self, size: int) -> Gate:
-        return self._large_gate if size > CHUNK else self._small_gate
+        return self._large_gate if size > CHUNK or self._shares(size) else self._small_gate
 
-    def submit(self, task: Task, on_end: Callable[[Call], None] | None = None) -> Call:
-        """Queue a task. `on_end` is called when it has ended.
+    def _waiting(self) -> int:
+        """Bytes of large payloads that the worker has not taken."""
+        lent = self._shared.arena.used if self._shared is not None else 0
+        return self._outbox.large + lent
+
+    def _shares(self, size: int) -> bool:
+        return self._shared is not None and size > WORTHWHILE
+
+    async def _place(self, number: int, payload: Payload) -> protocol.Segment | None:
+        if self._shared is None or not self._shares(payload.size):
+            return None
+        return await self._shared.arena.put(number, payload)
+
+    def _free(self, number: int) -> None:
+        if self._shared is not None:
+            self._shared.arena.free(number)
+
+    def _next_number(self) -> int:
+        self._last_number += 1
+        return self._last_number
+
+    def submit(
+        self,
+        task: Task,
+        on_end: Callable[[Call], None] | None = None,
+        placed: Placed | None = None,
+    ) -> Call:
+        """Queue a task. `on_end` is called when it has ended, `placed` is what `room` returned.
 
         Raises `TransientRpcError` if the session is ending.
         """
+        number, segment = placed or (self._next_number(), None)
         if not self._accepting:
+            self._free(number)
             raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} takes no more calls")
-        self._last_number = number = self._last_number + 1
         call = self._calls[number] = Call(self, number, str(task.tag), task.prefetch, on_end)
         self._idle.clear()
         encoded = task.encode()
         size = encoded.arguments.size
-        if size > CHUNK:
+        if segment is None and size > CHUNK:
             finish = partial(_fill_large_task, task)
             call.large = LargePayload(number, encoded.arguments, finish, call)
             self._outbox.add_large(call.large)
         else:
+            size = segment.ByteSize() if segment is not None else size
             size += self._undefined(encoded.callable.data) + self._undefined(encoded.proxy)
             frame = call.frame = self._outbox.add(number, size, call)
-            self._fill_task(frame.task, task, encoded)
+            self._fill_task(frame.task, task, encoded, segment)
         self._wake_writer()
         return call
 
     def _undefined(self, content: bytes) -> int:
         return 0 if content in self._definitions else len(content)
 
-    def _fill_task(self, message: protocol.Task, task: Task, encoded: Encoded) -> None:
+    def _fill_task(
+        self,
+        message: protocol.Task,
+        task: Task,
+        encoded: Encoded,
+        segment: protocol.Segment | None,
+    ) -> None:
         task.write_header(message)
         if encoded.callable.data:
             self._define(message.callable, *encoded.callable)
@@ -179,7 +251,7 @@ class Session:
             self._define(message.proxy, encoded.proxy, True)
         else:
             message.proxy_error = encoded.proxy_error
-        write_payload(message.arguments, encoded.arguments)
+        write_payload(message.arguments, segment or encoded.arguments)
 
     def _define(self, message: protocol.Definition, content: bytes, reusable: bool) -> None:
         number = self._definitions.get(content)
@@ -194,16 +266,13 @@ class Session:
             message.reusable = reusable
         message.number = number
 
-    def send(self, call: Call, kind: str, payload: Payload | None = None) -> None:
+    def send(self, call: Call, kind: str) -> None:
         """Queue a frame for a call that the worker has, or is about to have."""
         if call.stage is Stage.ENDED:
             return
-        if payload is not None:
-            self._send_payload(call, kind, payload)
-        else:
-            if kind in ("cancel", "withdraw"):
-                self._leave_out(call)
-            setattr(self._outbox.add(call.number), kind, True)
+        if kind in ("cancel", "withdraw"):
+            self._leave_out(call)
+        setattr(self._outbox.add(call.number), kind, True)
         self._wake_writer()
 
     def want(self, call: Call, count: int) -> None:
@@ -212,20 +281,26 @@ class Session:
             self._outbox.add(call.number).next = count
             self._wake_writer()
 
-    def _send_payload(self, call: Call, kind: str, payload: Payload) -> None:
+    async def send_value(self, call: Call, kind: str, payload: Payload) -> None:
+        """Queue what a stream is sent. Raises `PayloadTooLarge` if the worker would refuse it."""
         limit = self._options.max_receive_message_length
         if payload.size > limit:
             raise PayloadTooLarge(
                 f"The value sent to {call.tag}", payload.size, "max_receive_message_length", limit
             )
-        if payload.size > CHUNK:
+        segment = await self._place(call.number, payload)
+        if call.stage is Stage.ENDED:
+            self._free(call.number)
+            return
+        if segment is None and payload.size > CHUNK:
             call.large = LargePayload(call.number, payload, partial(_fill_large_value, kind))
             self._outbox.add_large(call.large)
         else:
-            frame = self._outbox.add(call.number, payload.size)
-            message = getattr(frame, kind)
+            size = payload.size if segment is None else segment.ByteSize()
+            message = getattr(self._outbox.add(call.number, size), kind)
             message.SetInParent()
-            write_payload(message, payload)
+            write_payload(message, segment or payload)
+        self._wake_writer()
 
     def drop(self, call: Call) -> None:
         """Forget a call, and leave out what was not sent of it."""
@@ -242,6 +317,7 @@ class Session:
             call.frame.call = 0
             call.frame.task.ClearField("arguments")
             call.frame = None
+            self._free(call.number)
 
     def _wake_writer(self) -> None:
         if self._writable is not None and not self._writable.done():
@@ -308,12 +384,15 @@ class Session:
         except asyncio.CancelledError:
             if self._reader.cancelling():
                 self._abandon_calls()  # The end of `asyncio.run` cancels this task, too.
+                self._unshare()
                 raise
             reason = "the call was cancelled by gRPC"
         await self._lose(reason)
 
     def _receive(self, frame: protocol.Response) -> None:
         kind = frame.WhichOneof("kind")
+        if self._shared is not None and self._receive_shared(frame, kind, self._shared):
+            return
         call = self._calls.get(frame.call)
         if call is None:
             return
@@ -327,13 +406,90 @@ class Session:
             body = self._assemblies.take(frame.call, body)
         elif kind == "nack":
             body = body.reason
+        self._deliver(call, kind, body)
+
+    def _deliver(self, call: Call, kind: str, body: Any) -> None:
         if kind in TERMINAL:
-            self._remove(frame.call)
+            self._remove(call.number)
         call.feed(kind, body)
+
+    # What comes through shared memory
+
+    def _receive_shared(self, frame: protocol.Response, kind: str | None, shared: Shared) -> bool:
+        """See to what a frame says of shared memory. Tells whether that is all, for now."""
+        fetch = self._fetches.get(frame.call)
+        if fetch is not None:
+            fetch.later.append(frame)
+            return True
+        if kind == "release" or kind in TERMINAL:
+            shared.arena.free(frame.call)
+        if kind not in ("result", "item") or not getattr(frame, kind).HasField("segment"):
+            return False
+        self._fetch(frame, shared.window.copy(getattr(frame, kind).segment))
+        return True
+
+    def _fetch(self, frame: protocol.Response, copying: Copying) -> None:
+        try:
+            next(copying)
+        except StopIteration as end:
+            self._fetched(frame, end.value)
+        except FAULTS as exc:
+            self._spoil(frame.call, exc)
+        else:
+            name = f"wool session fetch {frame.call}"
+            task = self.loop.create_task(self._fetch_rest(frame, copying), name=name)
+            self._fetches[frame.call] = _Fetch(task, [])
+
+    async def _fetch_rest(self, frame: protocol.Response, copying: Copying) -> None:
+        try:
+            payload = await in_turns(copying)
+            fetch = self._fetches.pop(frame.call)
+            self._fetched(frame, payload)
+            for later in fetch.later:
+                self._receive(later)
+        except FAULTS as exc:
+            self._fetches.pop(frame.call, None)
+            self._spoil(frame.call, exc)
+
+    def _fetched(self, frame: protocol.Response, payload: Payload) -> None:
+        call = self._calls.get(frame.call)
+        if call is not None:
+            self._deliver(call, str(frame.WhichOneof("kind")), payload)
+        self._release(frame.call)
+
+    def _release(self, number: int) -> None:
+        """Let the worker know, with what leaves next or a little later."""
+        self._outbox.add(number).release = True
+        if self._releasing is None:
+            self._releasing = self.loop.call_later(RELEASE_DELAY, self._release_now)
+
+    def _release_now(self) -> None:
+        self._releasing = None
+        self._wake_writer()
+
+    def _spoil(self, number: int, error: Exception) -> None:
+        """What came of a call can't be had."""
+        call = self._calls.get(number)
+        if call is not None:
+            self.send(call, "cancel")
+            self.drop(call)
+            call.fail(error)
+
+    async def _fetch_all(self) -> None:
+        """Copy what has been announced, while there is time."""
+        while self._fetches:
+            await asyncio.wait([fetch.task for fetch in self._fetches.values()])
+
+    def _unshare(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+        if self._releasing is not None:
+            self._releasing.cancel()
 
     async def _lose(self, reason: str) -> None:
         self._part(reason)
         self._timer.cancel()
+        await self._fetch_all()
         sent = list(self._calls.values())
         if sent and self._ascertain is not None:
             reason = await self._ascertain() or reason
@@ -341,6 +497,7 @@ class Session:
             if self._remove(call.number) is not None:
                 call.fail(WorkerLost(self.metadata, reason))
         self._stream.cancel()
+        self._unshare()
 
     def _part(self, reason: str) -> None:
         """The worker takes no more."""
@@ -415,7 +572,11 @@ class Session:
         self._reader.cancel()
         self._writer.cancel()
         self._abandon_calls()
-        await asyncio.wait([self._reader, self._writer])
+        fetching = [fetch.task for fetch in self._fetches.values()]
+        for task in fetching:
+            task.cancel()
+        await asyncio.wait([self._reader, self._writer, *fetching])
+        self._unshare()
 
     def _abandon_calls(self) -> None:
         for call in list(self._calls.values()):
