@@ -234,3 +234,22 @@ async def test_prefetch_is_for_generators() -> None:
     with pytest.raises(ValueError, match="prefetch is for async generator functions"):
         wool.routine(prefetch=1)(one)
     wool.routine(prefetch=0)(one)
+
+
+@wool.routine(prefetch=8)
+async def blobs(sizes: list[int]) -> AsyncGenerator[bytes, None]:
+    for size in sizes:
+        yield bytes([size % 251]) * size
+
+
+def over_tcp(*tags: str, credentials: Any = None) -> wool.LocalWorker:
+    return wool.LocalWorker(*tags, host="127.0.0.1", credentials=credentials)
+
+
+@pytest.mark.parametrize("worker", [wool.LocalWorker, over_tcp])
+async def test_large_and_small_values_keep_their_order(worker: Any) -> None:
+    """Whether through shared memory or in pieces, among which small frames pass."""
+    sizes = [1, 300_000, 5, 700_000, 600_000, 70_000, 2, 300_001, *range(20), 900_000, 3]
+    async with wool.WorkerPool(size=1, worker=worker):
+        received = [value async for value in blobs(sizes)]
+    assert received == [bytes([size % 251]) * size for size in sizes]
