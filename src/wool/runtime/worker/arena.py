@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import secrets
 import sys
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -74,7 +73,7 @@ class Arena:
     """
 
     def __init__(self, descriptor: int, limit: int) -> None:
-        nonce = secrets.token_bytes(NONCE)
+        nonce = os.urandom(NONCE)
         os.pwrite(descriptor, nonce, 0)
         self.offer = f"{os.getpid()}:{descriptor}:{nonce.hex()}"
         self.used = 0
