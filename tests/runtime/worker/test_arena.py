@@ -138,10 +138,14 @@ async def test_payload_of_many_parts_goes_another_way(pair: Pair) -> None:
     assert await pair.arena.put(1, Payload(b"", (b"x",) * (MOST_BUFFERS + 1))) is None
 
 
-async def test_one_payload_of_a_call_at_a_time(pair: Pair) -> None:
-    await pair.put(1, Payload(b"x"))
+async def test_what_is_lent_for_a_call_is_freed_in_order(pair: Pair) -> None:
+    segments = [await pair.put(1, Payload(b"x")) for _ in range(4)]
+    pair.arena.free(1)
 
-    assert await pair.arena.put(1, Payload(b"y")) is None
+    assert (await pair.put(2, Payload(b"x"))).offset == segments[0].offset
+    pair.arena.end(1)
+    assert pair.freed == 4
+    assert (await pair.put(3, Payload(b"x"))).offset == segments[1].offset
 
 
 async def test_free_while_it_is_written_changes_nothing(pair: Pair) -> None:

@@ -142,6 +142,16 @@ def test_small_frames_keep_their_order(small_sizes: list[int]) -> None:
     assert [call for call, _ in receive(drain(outbox))] == list(range(len(small_sizes)))
 
 
+def test_large_payload_does_not_overtake_what_waits() -> None:
+    """A stream that runs ahead may have sent it all."""
+    outbox = Outbox(ResponseBatch)
+    for call in [2] * 9 + [1]:
+        put(outbox, call, Payload(b"x" * CHUNK))
+    put(outbox, 1, Payload(b"x" * 2 * CHUNK))
+
+    assert [call for call, _ in receive(drain(outbox))] == [2] * 9 + [1, 1]
+
+
 def test_large_payloads_interleave_and_small_frames_pass() -> None:
     outbox = Outbox(ResponseBatch)
     for call in (1, 2, 3):

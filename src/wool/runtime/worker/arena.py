@@ -22,6 +22,7 @@ import asyncio
 import errno
 import os
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from wool import protocol
@@ -40,7 +41,10 @@ NAME = "wool"
 NONCE = 32
 
 SLICE = 1024 * 1024
-"""Bytes that are copied in one turn of the loop: a fraction of a millisecond."""
+"""Bytes that are copied at a time: for a fraction of a millisecond."""
+
+TURNS = 3
+"""How often the loop runs between two slices: a small call takes some turns."""
 
 ROOM = 2
 """How many of the largest payloads an arena has room for.
@@ -81,7 +85,7 @@ class Arena:
         self._descriptor = descriptor
         self._limit = limit
         self._extents: set[Extent] = set()
-        self._lent: dict[int, Extent] = {}
+        self._lent: dict[int, deque[Extent]] = {}
         self._peak = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -103,7 +107,7 @@ class Arena:
     async def put(self, call: int, payload: Payload) -> protocol.Segment | None:
         """Lend a payload to the peer, for `call`; None if it has to go another way."""
         extent = self._find(payload.size)
-        if extent is None or call in self._lent or len(payload.buffers) > MOST_BUFFERS:
+        if extent is None or len(payload.buffers) > MOST_BUFFERS:
             return None
         self._take(extent)
         try:
@@ -114,14 +118,22 @@ class Arena:
         except BaseException:
             self._give(extent)
             raise
-        self._lent[call] = extent
+        self._lent.setdefault(call, deque()).append(extent)
         sizes = [memoryview(part).nbytes for part in (payload.data, *payload.buffers)]
         return protocol.Segment(offset=extent.start, sizes=sizes, forms=payload.forms)
 
     def free(self, call: int) -> None:
-        """The peer needs no more what was lent to it for `call`, if anything was."""
-        extent = self._lent.pop(call, None)
-        if extent is not None:
+        """The peer has copied the oldest of what was lent to it for `call`, if anything was."""
+        extents = self._lent.get(call)
+        if extents:
+            extent = extents.popleft()
+            if not extents:
+                del self._lent[call]
+            self._give(extent)
+
+    def end(self, call: int) -> None:
+        """The peer needs nothing more of what was lent to it for `call`."""
+        for extent in self._lent.pop(call, ()):
             self._give(extent)
 
     def _find(self, size: int) -> Extent | None:
@@ -276,14 +288,15 @@ class Shared(NamedTuple):
 
 
 async def in_turns(steps: Generator[None, None, T]) -> T:
-    """Take `steps` one a turn of the loop. Returns what they do."""
+    """Take `steps` one after the other, the loop running in between. Returns what they do."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
             value: T = end.value
             return value
-        await asyncio.sleep(0)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
 
 
 def _ignore() -> None:

@@ -69,13 +69,14 @@ class LargePayload:
     `size` is how many bytes of it wait to be written. `owner` is told of when it begins to leave.
     """
 
-    __slots__ = ("_finish", "_pieces", "call", "owner", "size")
+    __slots__ = ("_finish", "_pieces", "after", "call", "owner", "size")
 
     def __init__(
         self, call: int, payload: Payload, finish: Callable[[Any], object], owner: Any = None
     ) -> None:
         self.call = call
         self.owner = owner
+        self.after = 0
         self.size = payload.size
         self._finish: Callable[[Any], object] | None = finish
         self._pieces = _pieces(payload)
@@ -111,10 +112,11 @@ class LargePayload:
 class _Waiting(Generic[B]):
     """A batch to be written, what it counts for in bytes, and who is to know when it leaves."""
 
-    __slots__ = ("batch", "owners", "size")
+    __slots__ = ("batch", "number", "owners", "size")
 
-    def __init__(self, batch: B) -> None:
+    def __init__(self, batch: B, number: int) -> None:
         self.batch = batch
+        self.number = number
         self.size = 0
         self.owners: list[Any] = []
 
@@ -129,7 +131,7 @@ class Outbox(Generic[B]):
         self.small = 0
         self.large = 0
         self._new = new
-        self._last = _Waiting(new())
+        self._last = _Waiting(new(), 0)
         self._full: deque[_Waiting[B]] = deque()
         self._large: deque[LargePayload] = deque()
 
@@ -146,7 +148,7 @@ class Outbox(Generic[B]):
         last = self._last
         if last.size >= BATCH:
             self._full.append(last)
-            last = self._last = _Waiting(self._new())
+            last = self._begin()
         size += OVERHEAD
         last.size += size
         self.small += size
@@ -156,9 +158,14 @@ class Outbox(Generic[B]):
         frame.call = call
         return frame
 
+    def _begin(self) -> _Waiting[B]:
+        self._last = _Waiting(self._new(), self._last.number + 1)
+        return self._last
+
     def add_large(self, large: LargePayload) -> None:
-        """Queue a large payload, with the frame that follows it."""
+        """Queue a large payload, with the frame that follows it, after all that waits."""
         self.large += large.size
+        large.after = self._last.number
         self._large.append(large)
 
     def drop(self, large: LargePayload) -> None:
@@ -172,9 +179,10 @@ class Outbox(Generic[B]):
         if self._full:
             waiting = self._full.popleft()
         else:
-            waiting, self._last = self._last, _Waiting(self._new())
+            waiting = self._last
+            self._begin()
         self.small -= waiting.size
-        if self._large:
+        if self._large and self._large[0].after <= waiting.number:
             large = self._large.popleft()
             if large.owner is not None:
                 waiting.owners.append(large.owner)

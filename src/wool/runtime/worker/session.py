@@ -18,6 +18,10 @@ and of no use to the caller; with it, it is how the routine took it. A caller wh
 expires sends `withdraw`: the worker gives the task back unless its routine loop has taken it. Both
 leave out what has not been sent of the call's payload.
 
+Large payloads go through shared memory if the worker is on this host (see `arena`): arguments are
+copied in before the call is queued, and values are copied out before their call hears of them.
+What comes of a call meanwhile waits.
+
 Streams end explicitly: the side that leaves sends `last`, the other finishes and answers with
 `last`. A worker goes on refusing the tasks that it receives after its own. End of input without
 `last` is a lost peer. Nothing here is shared between event loops.
@@ -421,8 +425,10 @@ class Session:
         if fetch is not None:
             fetch.later.append(frame)
             return True
-        if kind == "release" or kind in TERMINAL:
+        if kind == "release":
             shared.arena.free(frame.call)
+        elif kind in TERMINAL:
+            shared.arena.end(frame.call)
         if kind not in ("result", "item") or not getattr(frame, kind).HasField("segment"):
             return False
         self._fetch(frame, shared.window.copy(getattr(frame, kind).segment))
