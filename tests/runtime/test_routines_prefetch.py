@@ -253,3 +253,42 @@ async def test_large_and_small_values_keep_their_order(worker: Any) -> None:
     async with wool.WorkerPool(size=1, worker=worker):
         received = [value async for value in blobs(sizes)]
     assert received == [bytes([size % 251]) * size for size in sizes]
+
+
+@wool.routine(prefetch=2)
+async def failing_when_closed(log: str) -> AsyncGenerator[int, None]:
+    try:
+        for i in range(100):
+            note(log, i)
+            yield i
+    finally:
+        raise LookupError("cleaning up")
+
+
+@wool.routine(prefetch=2)
+async def stubborn(log: str) -> AsyncGenerator[str, None]:
+    try:
+        yield "first"
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            note(log, "cancelled")
+        yield "second"
+    finally:
+        note(log, "ended")
+
+
+async def test_error_of_cleaning_up_while_it_waits_is_raised(log: str) -> None:
+    stream = failing_when_closed(log)
+    assert await anext(stream) == 0
+    await eventually(lambda: taken(log) == [0, 1, 2])
+    await pid()
+    with pytest.raises(LookupError, match="cleaning up"):
+        await stream.aclose()
+
+
+async def test_stream_that_survives_the_end_of_its_step_is_closed(log: str) -> None:
+    stream = stubborn(log)
+    assert await anext(stream) == "first"
+    await stream.aclose()
+    assert noted(log) == ["cancelled", "ended"]

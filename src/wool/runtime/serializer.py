@@ -319,7 +319,7 @@ def _dump(
         elif type(view.obj) is bytes and len(view.obj) == view.nbytes:
             buffers.append(view.obj)
         else:
-            buffers.append(view)
+            buffers.append(bytes(view))  # Others may write to what it is a view of.
 
     with io.BytesIO() as file:
         pickler = _Pickler(file, _PROTOCOL, None if in_band else keep)

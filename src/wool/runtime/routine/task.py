@@ -318,9 +318,11 @@ class Execution:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._task.__exit__(exc_type, exc, traceback)
-        wool.__proxy__.reset(self._proxy)
-        await self._resource.release()
+        try:
+            self._task.__exit__(exc_type, exc, traceback)
+            wool.__proxy__.reset(self._proxy)
+        finally:
+            await self._resource.release()
 
 
 class AbsentProxy:

@@ -46,7 +46,8 @@ def routine(function: Callable[..., Any] | None = None, /, *, prefetch: int = 0)
     Nothing can be sent or thrown into such a stream: `asend` and `athrow` raise `RuntimeError`.
     When it is left early, what was fetched is discarded, and the step under way is cancelled.
 
-    Raises `ValueError` for anything else. A call raises `RuntimeError` if no pool is active.
+    Raises `ValueError` for another kind of function, for a `prefetch` that is no number of values,
+    and for one with a coroutine function. A call raises `RuntimeError` if no pool is active.
     """
     if type(prefetch) is not int or not 0 <= prefetch < 2**31:
         raise ValueError(f"prefetch must be a number of values, 0 or more, got {prefetch!r}")
@@ -88,7 +89,7 @@ def _coroutine_routine(function: FunctionType) -> Any:
                 return await function(*args, **kwargs)
         proxy, task = _task(function, args, kwargs)
         stream = await proxy.dispatch(task, timeout=context.dispatch_timeout.get())
-        del task  # It holds the arguments, which the call need not.
+        del task  # It holds the pickled arguments, which the call need not.
         try:
             return await anext(stream)
         except StopAsyncIteration as exc:
@@ -109,7 +110,7 @@ def _generator_routine(function: FunctionType, prefetch: int) -> Any:
         if context.dispatching.get():
             proxy, task = _task(function, args, kwargs, prefetch)
             stream = await proxy.dispatch(task, timeout=context.dispatch_timeout.get())
-            del task  # It holds the arguments, which the stream need not.
+            del task  # It holds the pickled arguments, which the stream need not.
         else:
             stream = _Local(function(*args, **kwargs))
         try:

@@ -100,14 +100,14 @@ class Arena:
             return None
         try:
             return cls(descriptor, limit)
-        except BaseException:
+        except OSError:
             os.close(descriptor)
-            raise
+            return None
 
     async def put(self, call: int, payload: Payload) -> protocol.Segment | None:
         """Lend a payload to the peer, for `call`; None if it has to go another way."""
         extent = self._find(payload.size)
-        if extent is None or len(payload.buffers) > MOST_BUFFERS:
+        if self._descriptor < 0 or extent is None or len(payload.buffers) > MOST_BUFFERS:
             return None
         self._take(extent)
         try:

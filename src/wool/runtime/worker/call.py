@@ -113,6 +113,11 @@ class Call:
         """Whether it is a stream that waits for its consumer."""
         return self._stepped and not self._stepping and self.stage is Stage.TAKEN
 
+    def closing(self) -> None:
+        """It is asked to end; a worker that runs ahead says when it has heard of that."""
+        if self.prefetch:
+            self._unheeded += 1
+
     def sent(self) -> None:
         """It has begun to leave."""
         if self.stage is Stage.QUEUED:
@@ -183,6 +188,7 @@ class Call:
                 await self._taken_by(deadline)
         except asyncio.CancelledError as cancelled:
             self._events = [await self._unwind(cancelled), *self._events]
+            return
         if self._events:
             kind, body = self._events[0]
             if kind == "nack":
@@ -366,7 +372,6 @@ class Call:
         self._session.send(self, "close")
         if self.prefetch:  # What it did before it heard of that is of no use any more.
             self._events = ()
-            self._unheeded += 1
         while self.stage is not Stage.ENDED or self._events:
             event = await self._reply()
             if event[0] == FAILURE or (event[0] == "exception" and not self._unheeded):

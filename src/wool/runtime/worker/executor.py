@@ -210,7 +210,7 @@ class Runner:
     ) -> None:
         self._unacknowledged.pop(call, None)
         self._exchange.replies.append((call, kind, payload))
-        if len(self._exchange.replies) >= REPLIES:
+        if len(self._exchange.replies) % REPLIES == 0:
             self._exchange.collect()
         self._schedule()
 
@@ -280,10 +280,11 @@ class _Execution:
             if self.cancel():
                 self._send("cancelling")
         elif kind == "close" and self._prefetch and self._arrived is None:
-            self._closed = True
             self._send("cancelling")
-            self.cancel()
-        elif kind == "close" and not self._yielded:
+            if not self._closed and not self.cancelled:
+                self.task.cancel()
+            self._closed = True
+        elif kind == "close" and not self._prefetch and not self._yielded:
             self.cancel()
         else:
             self._requests.append((kind, body))
@@ -376,22 +377,27 @@ class _Execution:
                         self._send("cancelling")
                         return
                     wanted += body
-                await self._reply("item", await anext(generator))
+                value = await anext(generator)
+                if self._closed:
+                    return
+                await self._reply("item", value)
                 wanted -= 1
         except StopAsyncIteration:
             pass
         except asyncio.CancelledError:
-            if not self._closed:
+            if self.cancelled or not self._closed:
                 raise
             self.task.uncancel()
         finally:
             await generator.aclose()
 
     async def _request(self) -> tuple[str, Any]:
-        while not self._requests:
-            self._arrived = self._runner.loop.create_future()
-            await self._arrived
-        self._arrived = None
+        try:
+            while not self._requests:
+                self._arrived = self._runner.loop.create_future()
+                await self._arrived
+        finally:
+            self._arrived = None
         return self._requests.pop(0)
 
     async def _reply(self, kind: str, value: Any) -> None:

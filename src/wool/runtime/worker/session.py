@@ -276,6 +276,8 @@ class Session:
             return
         if kind in ("cancel", "withdraw"):
             self._leave_out(call)
+        elif kind == "close":
+            call.closing()
         setattr(self._outbox.add(call.number), kind, True)
         self._wake_writer()
 
@@ -385,6 +387,9 @@ class Session:
             reason = exc.details() or exc.code().name
         except UnexpectedResponse as exc:
             reason = str(exc)
+        except Exception as exc:
+            logger.exception("%r can't take what has arrived", self)
+            reason = f"what it sent could not be taken: {exc!r}"
         except asyncio.CancelledError:
             if self._reader.cancelling():
                 self._abandon_calls()  # The end of `asyncio.run` cancels this task, too.
@@ -431,6 +436,9 @@ class Session:
             shared.arena.end(frame.call)
         if kind not in ("result", "item") or not getattr(frame, kind).HasField("segment"):
             return False
+        if frame.call not in self._calls:
+            self._release(frame.call)
+            return True
         self._fetch(frame, shared.window.copy(getattr(frame, kind).segment))
         return True
 
@@ -454,8 +462,10 @@ class Session:
             for later in fetch.later:
                 self._receive(later)
         except FAULTS as exc:
-            self._fetches.pop(frame.call, None)
+            unfinished = self._fetches.pop(frame.call, None)
             self._spoil(frame.call, exc)
+            for later in unfinished.later if unfinished is not None else ():
+                self._receive(later)
 
     def _fetched(self, frame: protocol.Response, payload: Payload) -> None:
         call = self._calls.get(frame.call)
@@ -475,6 +485,7 @@ class Session:
 
     def _spoil(self, number: int, error: Exception) -> None:
         """What came of a call can't be had."""
+        self._release(number)
         call = self._calls.get(number)
         if call is not None:
             self.send(call, "cancel")
