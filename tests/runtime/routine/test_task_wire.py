@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 
 from tests.runtime.routine.test_task import Proxy, add, make
-from wool import RuntimeContext, Serializer, Task, protocol
-from wool.runtime.routine.task import AbsentProxy
+from wool import RuntimeContext, Serializer, Task, UnexpectedResponse, protocol
+from wool.runtime.routine.task import LARGEST_DEFINITION, AbsentProxy
 
 
 def there_and_back(task: Task, serializer: Serializer | None = None) -> Task:
@@ -53,6 +53,23 @@ def test_protobuf_does_not_carry_the_exception() -> None:
     with pytest.raises(ValueError, match="v"), task:
         raise ValueError("v")
     assert there_and_back(task).exception is None
+
+
+async def test_protobuf_carries_a_callable_too_large_to_be_a_definition() -> None:
+    ballast = bytes(2 * LARGEST_DEFINITION)
+
+    async def size(extra: int) -> int:
+        return len(ballast) + extra
+
+    copy = there_and_back(make(size, 3))
+    assert await copy.callable(*copy.args) == len(ballast) + 3
+
+
+def test_protobuf_without_anything_callable() -> None:
+    message = make().to_protobuf()
+    message.ClearField("callable")
+    with pytest.raises(UnexpectedResponse, match="nothing callable"):
+        Task.from_protobuf(message)
 
 
 async def test_protobuf_carries_a_closure() -> None:

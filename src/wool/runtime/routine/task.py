@@ -24,6 +24,7 @@ import wool
 from wool import protocol
 from wool.runtime import context, serializer
 from wool.runtime.context import RuntimeContext
+from wool.runtime.errors import UnexpectedResponse
 from wool.runtime.serializer import Payload, Serializer, to_bytes
 
 if TYPE_CHECKING:
@@ -247,13 +248,14 @@ class Task:
     @classmethod
     def from_protobuf(cls, message: protocol.Task) -> Task:
         """From one message."""
-        arguments = message.arguments
-        return cls.decode(
-            message,
-            serializer.load_callable(message.callable.content),
-            load_proxy(message.proxy.content, message.proxy_error),
-            Payload.received(arguments.data, arguments.buffers, arguments.forms),
-        )
+        sent = message.arguments
+        arguments = Payload.received(sent.data, sent.buffers, sent.forms)
+        if message.HasField("callable"):
+            function = serializer.load_callable(message.callable.content)
+        else:
+            function, arguments = split_callable(arguments)
+        proxy = load_proxy(message.proxy.content, message.proxy_error)
+        return cls.decode(message, function, proxy, arguments)
 
     @classmethod
     def decode(
@@ -334,6 +336,17 @@ class AbsentProxy:
 
     async def dispatch(self, task: Task, *, timeout: float | None = None) -> NoReturn:
         raise TypeError(f"Routine {task.tag} can't be called from another routine: {self._error}")
+
+
+def split_callable(arguments: Payload) -> tuple[FunctionType, Payload]:
+    """A callable that came as the last buffer of the arguments, and the rest of them.
+
+    Raises `UnexpectedResponse` if there is none.
+    """
+    if not arguments.buffers:
+        raise UnexpectedResponse("A task came with nothing callable")
+    *buffers, function = arguments.buffers
+    return serializer.load_callable(bytes(function)), Payload(arguments.data, tuple(buffers))
 
 
 def load_proxy(content: bytes, error: str = "") -> WorkerProxyLike:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from wool.runtime import serializer
 from wool.runtime.errors import PayloadTooLarge, UnexpectedResponse
 from wool.runtime.routine import task as task_module
-from wool.runtime.routine.task import Task, is_generator, load_proxy
+from wool.runtime.routine.task import Task, is_generator, load_proxy, split_callable
 from wool.runtime.serializer import Payload
 from wool.runtime.worker.arena import WORTHWHILE, in_turns
 
@@ -338,10 +338,10 @@ class _Execution:
         arguments = arrival.arguments
         if not isinstance(arguments, Payload):
             arguments = await self._runner.take(self._call, arguments)
-        definition = arrival.callable
-        if definition is None:
-            definition, arguments = _split(arguments)
-        function = definition.load(serializer.load_callable)
+        if arrival.callable is None:
+            function, arguments = split_callable(arguments)
+        else:
+            function = arrival.callable.load(serializer.load_callable)
         return Task.decode(header, function, proxy, arguments)
 
     async def _stream(self, generator: AsyncGenerator[Any, Any]) -> None:
@@ -434,14 +434,6 @@ class _Execution:
 
     def _send(self, kind: str, payload: Payload | protocol.Segment | None = None) -> None:
         self._runner.reply(self._call, kind, payload)
-
-
-def _split(arguments: Payload) -> tuple[Definition, Payload]:
-    """A callable that came as the last buffer of the arguments, and the rest of them."""
-    if not arguments.buffers:
-        raise UnexpectedResponse("A task came with nothing callable")
-    *buffers, function = arguments.buffers
-    return Definition(bytes(function), reusable=False), Payload(arguments.data, tuple(buffers))
 
 
 def _remote_frames(traceback: TracebackType | None) -> TracebackType | None:
