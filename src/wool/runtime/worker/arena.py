@@ -29,6 +29,7 @@ from wool import protocol
 from wool.runtime.errors import UnexpectedResponse
 from wool.runtime.memory import PAGE, Form, Landing
 from wool.runtime.serializer import Payload
+from wool.runtime.worker.framing import pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -295,8 +296,7 @@ async def in_turns(steps: Generator[None, None, T]) -> T:
         except StopIteration as end:
             value: T = end.value
             return value
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
+        await pause(TURNS)
 
 
 def _ignore() -> None:

@@ -32,7 +32,13 @@ Of large payloads as much may wait as the largest may be, and small frames don't
 """
 
 FEW = 8
-"""How many calls may be under way before a writer lets others add to what it is about to write."""
+"""How many calls may be under way before a writer lets others add to what it is about to write.
+
+A message costs much more than a frame, so those that go on now had better share one.
+"""
+
+GATHERING = 2
+"""How many turns of the loop they have for that: who is ready, and whom those wake."""
 
 TERMINAL = frozenset({"nack", "result", "done", "exception"})
 """The kinds of response that are a call's last."""
@@ -236,14 +242,10 @@ def _pieces(payload: Payload) -> Iterator[Piece]:
             yield Piece(part, len(view), form, view[start : start + CHUNK])
 
 
-async def turns() -> None:
-    """Let what is ready on this event loop run, and what that makes ready.
-
-    A message costs much more than a frame, so where many calls are under way those that go on now
-    had better share one. Nothing is waited for.
-    """
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+async def pause(turns: int) -> None:
+    """Let this event loop run what is ready, as many times over. Nothing is waited for."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
 
 
 def write_payload(message: protocol.Payload, payload: Payload | protocol.Segment) -> None:

@@ -35,12 +35,13 @@ from wool.runtime.worker.executor import Arrival, Definition, Exchange, RoutineL
 from wool.runtime.worker.framing import (
     CHUNK,
     FEW,
+    GATHERING,
     HIGH_WATER,
     TERMINAL,
     Assemblies,
     LargePayload,
     Outbox,
-    turns,
+    pause,
     write_payload,
 )
 
@@ -249,7 +250,7 @@ class _Session:
         try:
             while not self.lost:
                 if self._outbox and len(self._open) > FEW:
-                    await turns()
+                    await pause(GATHERING)
                 if self._outbox:
                     self._readable.set()
                     yield self._outbox.next()[0]

@@ -40,27 +40,29 @@ import grpc.aio
 
 from wool import protocol
 from wool.runtime.errors import PayloadTooLarge, TransientRpcError, UnexpectedResponse, WorkerLost
-from wool.runtime.worker.arena import WORTHWHILE, in_turns
+from wool.runtime.worker.arena import WORTHWHILE
 from wool.runtime.worker.call import Call, Stage
+from wool.runtime.worker.fetches import Fetches
 from wool.runtime.worker.framing import (
     CHUNK,
     FEW,
+    GATHERING,
     HIGH_WATER,
     TERMINAL,
     Assemblies,
     Gate,
     LargePayload,
     Outbox,
-    turns,
+    pause,
     write_payload,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from wool.runtime.routine.task import Encoded, Task
+    from wool.runtime.routine.task import Task
     from wool.runtime.serializer import Payload
-    from wool.runtime.worker.arena import Copying, Shared
+    from wool.runtime.worker.arena import Shared
     from wool.runtime.worker.base import ChannelOptions
     from wool.runtime.worker.metadata import WorkerMetadata
 
@@ -81,22 +83,11 @@ DEFINITIONS = 256
 """How many callables and proxies a session keeps numbers for."""
 
 
-FAULTS = (UnexpectedResponse, OSError, MemoryError)
-"""What may come of copying a payload out of the worker's arena."""
-
-
 class Placed(NamedTuple):
     """The number of a call to come, and where its arguments lie in the arena."""
 
     number: int
     segment: protocol.Segment
-
-
-class _Fetch(NamedTuple):
-    """A payload that is being copied, and the frames of its call that have come meanwhile."""
-
-    task: asyncio.Task[None]
-    later: list[protocol.Response]
 
 
 class Session:
@@ -131,7 +122,6 @@ class Session:
         self._large_gate = Gate(options.max_receive_message_length, self._waiting)
         self._assemblies = Assemblies(options.max_send_message_length)
         self._shared = shared
-        self._fetches: dict[int, _Fetch] = {}
         self._releasing: asyncio.TimerHandle | None = None
         self._accepting = True
         self._closing = False
@@ -145,7 +135,14 @@ class Session:
         self._timer = self.loop.call_later(HEARTBEAT, self._beat)
         self._reader = self.loop.create_task(self._read(), name="wool session reader")
         self._writer = self.loop.create_task(self._write(), name="wool session writer")
+        self._fetches: Fetches | None = None
         if shared is not None:
+            self._fetches = Fetches(
+                shared.window,
+                fetched=self._fetched,
+                failed=self._not_fetched,
+                resume=self._receive,
+            )
             shared.arena.on_room = self._grant
             self._outbox.add(0).reachable = True
 
@@ -227,35 +224,20 @@ class Session:
         encoded = task.encode()
         size = encoded.arguments.size
         if segment is None and size > CHUNK:
-            finish = partial(_fill_large_task, task)
+            finish = partial(_finish_large_task, task)
             call.large = LargePayload(number, encoded.arguments, finish, call)
             self._outbox.add_large(call.large)
         else:
             size = segment.ByteSize() if segment is not None else size
             size += self._undefined(encoded.callable.data) + self._undefined(encoded.proxy)
             frame = call.frame = self._outbox.add(number, size, call)
-            self._fill_task(frame.task, task, encoded, segment)
+            _fill_task(frame.task, task, self._define)
+            write_payload(frame.task.arguments, segment or encoded.arguments)
         self._wake_writer()
         return call
 
     def _undefined(self, content: bytes) -> int:
         return 0 if content in self._definitions else len(content)
-
-    def _fill_task(
-        self,
-        message: protocol.Task,
-        task: Task,
-        encoded: Encoded,
-        segment: protocol.Segment | None,
-    ) -> None:
-        task.write_header(message)
-        if encoded.callable.data:
-            self._define(message.callable, *encoded.callable)
-        if encoded.proxy:
-            self._define(message.proxy, encoded.proxy, True)
-        else:
-            message.proxy_error = encoded.proxy_error
-        write_payload(message.arguments, segment or encoded.arguments)
 
     def _define(self, message: protocol.Definition, content: bytes, reusable: bool) -> None:
         number = self._definitions.get(content)
@@ -299,7 +281,7 @@ class Session:
             self._free(call.number)
             return
         if segment is None and payload.size > CHUNK:
-            call.large = LargePayload(call.number, payload, partial(_fill_large_value, kind))
+            call.large = LargePayload(call.number, payload, partial(_finish_large_value, kind))
             self._outbox.add_large(call.large)
         else:
             size = payload.size if segment is None else segment.ByteSize()
@@ -348,7 +330,7 @@ class Session:
         try:
             while True:
                 if self._outbox and len(self._calls) > FEW:
-                    await turns()
+                    await pause(GATHERING)
                 if self._outbox:
                     await self._stream.write(self._next_batch())
                     self._grant()
@@ -400,7 +382,7 @@ class Session:
 
     def _receive(self, frame: protocol.Response) -> None:
         kind = frame.WhichOneof("kind")
-        if self._shared is not None and self._receive_shared(frame, kind, self._shared):
+        if self._fetches is not None and self._receive_shared(frame, kind, self._fetches):
             return
         call = self._calls.get(frame.call)
         if call is None:
@@ -424,54 +406,36 @@ class Session:
 
     # What comes through shared memory
 
-    def _receive_shared(self, frame: protocol.Response, kind: str | None, shared: Shared) -> bool:
+    def _receive_shared(self, frame: protocol.Response, kind: str | None, fetches: Fetches) -> bool:
         """See to what a frame says of shared memory. Tells whether that is all, for now."""
-        fetch = self._fetches.get(frame.call)
-        if fetch is not None:
-            fetch.later.append(frame)
+        if fetches.postpone(frame):
             return True
-        if kind == "release":
-            shared.arena.free(frame.call)
-        elif kind in TERMINAL:
-            shared.arena.end(frame.call)
+        if self._shared is not None:
+            if kind == "release":
+                self._shared.arena.free(frame.call)
+            elif kind in TERMINAL:
+                self._shared.arena.end(frame.call)
         if kind not in ("result", "item") or not getattr(frame, kind).HasField("segment"):
             return False
-        if frame.call not in self._calls:
-            self._release(frame.call)
-            return True
-        self._fetch(frame, shared.window.copy(getattr(frame, kind).segment))
-        return True
-
-    def _fetch(self, frame: protocol.Response, copying: Copying) -> None:
-        try:
-            next(copying)
-        except StopIteration as end:
-            self._fetched(frame, end.value)
-        except FAULTS as exc:
-            self._spoil(frame.call, exc)
+        if frame.call in self._calls:
+            fetches.begin(frame, getattr(frame, kind).segment)
         else:
-            name = f"wool session fetch {frame.call}"
-            task = self.loop.create_task(self._fetch_rest(frame, copying), name=name)
-            self._fetches[frame.call] = _Fetch(task, [])
-
-    async def _fetch_rest(self, frame: protocol.Response, copying: Copying) -> None:
-        try:
-            payload = await in_turns(copying)
-            fetch = self._fetches.pop(frame.call)
-            self._fetched(frame, payload)
-            for later in fetch.later:
-                self._receive(later)
-        except FAULTS as exc:
-            unfinished = self._fetches.pop(frame.call, None)
-            self._spoil(frame.call, exc)
-            for later in unfinished.later if unfinished is not None else ():
-                self._receive(later)
+            self._release(frame.call)
+        return True
 
     def _fetched(self, frame: protocol.Response, payload: Payload) -> None:
         call = self._calls.get(frame.call)
         if call is not None:
             self._deliver(call, str(frame.WhichOneof("kind")), payload)
         self._release(frame.call)
+
+    def _not_fetched(self, frame: protocol.Response, error: Exception) -> None:
+        self._release(frame.call)
+        call = self._calls.get(frame.call)
+        if call is not None:
+            self.send(call, "cancel")
+            self.drop(call)
+            call.fail(error)
 
     def _release(self, number: int) -> None:
         """Let the worker know, with what leaves next or a little later."""
@@ -483,20 +447,6 @@ class Session:
         self._releasing = None
         self._wake_writer()
 
-    def _spoil(self, number: int, error: Exception) -> None:
-        """What came of a call can't be had."""
-        self._release(number)
-        call = self._calls.get(number)
-        if call is not None:
-            self.send(call, "cancel")
-            self.drop(call)
-            call.fail(error)
-
-    async def _fetch_all(self) -> None:
-        """Copy what has been announced, while there is time."""
-        while self._fetches:
-            await asyncio.wait([fetch.task for fetch in self._fetches.values()])
-
     def _unshare(self) -> None:
         if self._shared is not None:
             self._shared.close()
@@ -506,7 +456,8 @@ class Session:
     async def _lose(self, reason: str) -> None:
         self._part(reason)
         self._timer.cancel()
-        await self._fetch_all()
+        if self._fetches is not None:
+            await self._fetches.finish()
         sent = list(self._calls.values())
         if sent and self._ascertain is not None:
             reason = await self._ascertain() or reason
@@ -589,9 +540,7 @@ class Session:
         self._reader.cancel()
         self._writer.cancel()
         self._abandon_calls()
-        fetching = [fetch.task for fetch in self._fetches.values()]
-        for task in fetching:
-            task.cancel()
+        fetching = self._fetches.cancel() if self._fetches is not None else ()
         await asyncio.wait([self._reader, self._writer, *fetching])
         self._unshare()
 
@@ -601,18 +550,31 @@ class Session:
             call.fail(asyncio.CancelledError(f"{call.tag} was running when its pool was left"))
 
 
-def _fill_large_task(task: Task, frame: protocol.Request) -> None:
-    """Without numbers: by the time it leaves, those known now may stand for something else."""
-    message = frame.task
-    encoded = task.encode()
+def _fill_task(
+    message: protocol.Task,
+    task: Task,
+    define: Callable[[protocol.Definition, bytes, bool], None],
+) -> None:
+    """Put into `message` all but the arguments."""
     task.write_header(message)
+    encoded = task.encode()
     if encoded.callable.data:
-        message.callable.content, message.callable.reusable = encoded.callable
+        define(message.callable, *encoded.callable)
     if encoded.proxy:
-        message.proxy.content, message.proxy.reusable = encoded.proxy, True
+        define(message.proxy, encoded.proxy, True)
     message.proxy_error = encoded.proxy_error
-    message.arguments.chunked = True
 
 
-def _fill_large_value(kind: str, frame: protocol.Request) -> None:
+def _define_for_once(message: protocol.Definition, content: bytes, reusable: bool) -> None:
+    message.content = content
+    message.reusable = reusable
+
+
+def _finish_large_task(task: Task, frame: protocol.Request) -> None:
+    """Without numbers: by the time it leaves, those known now may stand for something else."""
+    _fill_task(frame.task, task, _define_for_once)
+    frame.task.arguments.chunked = True
+
+
+def _finish_large_value(kind: str, frame: protocol.Request) -> None:
     getattr(frame, kind).chunked = True
