@@ -90,7 +90,7 @@ def _codec() -> dict[str, float]:
         task.write_header(request.task)
         request.task.callable.number = 1
         request.task.proxy.number = 2
-        request.task.arguments.data = bytes(encoded.arguments.data)
+        request.task.arguments.data = bytes(arguments.data)
         return batch
 
     def reply() -> protocol.ResponseBatch:
@@ -101,7 +101,7 @@ def _codec() -> dict[str, float]:
         return batch
 
     task = build()
-    encoded = task.encode()
+    arguments = task.encode()
     request = frame().SerializeToString()
     header = protocol.RequestBatch.FromString(request).frames[0].task
     result = serializer.dumps(None)
@@ -114,7 +114,7 @@ def _codec() -> dict[str, float]:
         "caller: serialize the batch": _time(frame().SerializeToString),
         "worker: parse the batch": _time(lambda: protocol.RequestBatch.FromString(request)),
         "worker: decode the task": _time(
-            lambda: Task.decode(header, _noop, proxy, encoded.arguments)
+            lambda: Task.decode(header, _noop, proxy, arguments)
         ),
         "worker: encode and frame the result": _time(lambda: serializer.dumps(None)) + _time(reply),
         "worker: serialize the batch": _time(reply().SerializeToString),

@@ -94,7 +94,10 @@ def name_of(function: FunctionType) -> tuple[str, str] | None:
     module, qualname = function.__module__, function.__qualname__
     if not module or module == "__main__" or _is_by_value(module):
         return None
-    found = _unwrapped(_steps(module, qualname)[-1][2])
+    found = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    found = _unwrapped(found)
     return (module, qualname) if function is undecorated(found) or function is found else None
 
 

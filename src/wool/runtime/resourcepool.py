@@ -185,6 +185,8 @@ class ResourcePool(Generic[T]):
 class Resource(Generic[T]):
     """A reference to a resource, to be acquired once and released once."""
 
+    __slots__ = ("_entry", "_key", "_phase", "_pool")
+
     def __init__(self, pool: ResourcePool[T], key: Hashable) -> None:
         self._pool = pool
         self._key = key

@@ -11,6 +11,7 @@ import importlib
 import io
 import pickle
 from collections import Counter
+from functools import lru_cache
 from pickle import PickleBuffer
 from types import FunctionType, MappingProxyType, NoneType
 from typing import (
@@ -50,7 +51,8 @@ OUT_OF_BAND = 64 * 1024
 
 _PROTOCOL = 5
 _PLAIN_NODES = 64
-_ATOMS = frozenset({NoneType, bool, int, float, complex, str, bytes})
+_SCALARS = frozenset({NoneType, bool, int, float, complex, str})
+_ATOMS = _SCALARS | {bytes}
 _CONTAINERS = frozenset({tuple, list, set, frozenset})
 _BYTES = frozenset({bytes, bytearray})
 _BY_NAME, _BY_VALUE = b"n", b"v"
@@ -86,9 +88,14 @@ class Payload(NamedTuple):
     @classmethod
     def received(cls, data: bytes, buffers: Collection[bytes], forms: bytes) -> Payload:
         """One whose buffers came as bytes. Raises `UnexpectedResponse` if `forms` doesn't fit."""
+        if not buffers and not forms:
+            return cls(data)
         if len(forms) != len(buffers):
             raise UnexpectedResponse(f"{len(buffers)} buffers came with {len(forms)} forms")
         return cls(data, tuple(map(_received, buffers, forms)))
+
+
+_NO_ARGUMENTS = Payload(pickle.dumps(((), {}), _PROTOCOL))
 
 
 class Dump(NamedTuple):
@@ -100,6 +107,8 @@ class Dump(NamedTuple):
 
 def dumps(value: object) -> Payload:
     """Pickle a value as it is now: buffers that can be written to are copied."""
+    if type(value) in _SCALARS:
+        return Payload(pickle.dumps(value, _PROTOCOL))
     if _is_large(value):
         return _dump(PickleBuffer(value))
     if _is_plain(value):
@@ -109,6 +118,8 @@ def dumps(value: object) -> Payload:
 
 def dumps_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
     """Pickle the arguments of a call as they are now, as `(args, kwargs)`."""
+    if not kwargs and _SCALARS.issuperset(map(type, args)):
+        return Payload(pickle.dumps((args, kwargs), _PROTOCOL)) if args else _NO_ARGUMENTS
     if any(map(_is_large, args)) or any(map(_is_large, kwargs.values())):
         place = _placement([*args, *kwargs.values()])
         return _dump((tuple(map(place, args)), {name: place(kwargs[name]) for name in kwargs}))
@@ -132,7 +143,7 @@ def dump_callable(function: FunctionType) -> Dump:
     By value is as it is now. An earlier pickle is used again if nothing it holds can have changed.
     """
     if (name := name_of(function)) is not None:
-        return Dump(_BY_NAME + "\0".join(name).encode(), True)
+        return _dump_name(*name)
     known = _dumps.get(function)
     if known is not None and known[0].holds():
         return known[1]
@@ -143,6 +154,11 @@ def dump_callable(function: FunctionType) -> Dump:
     dump = Dump(data, capture.reusable)
     _dumps[function] = capture, dump
     return dump
+
+
+@lru_cache(maxsize=1024)
+def _dump_name(module: str, qualname: str) -> Dump:
+    return Dump(_BY_NAME + f"{module}\0{qualname}".encode(), True)
 
 
 _dumps: WeakKeyDictionary[FunctionType, tuple[Capture, Dump]] = WeakKeyDictionary()

@@ -282,8 +282,9 @@ async def test_sync_function_is_refused_in_band(worker: Serving) -> None:
     async with connected(worker.address) as connection:
         await call(connection, routines.noop)
         task = task_of(len, "x")
-        encoded = task_of(routines.noop).encode()
-        task._encoded = encoded._replace(callable=serializer.Dump(b"nbuiltins\0len", True))
+        task._arguments = task_of(routines.noop, "x").encode()
+        task.definition = serializer.Dump(b"nbuiltins\0len", True)
+        task.proxy_dump, task.proxy_error = b"", ""
         stream = await connection.dispatch(task)
         with pytest.raises(TypeError, match=r"builtins\.len is not a function"):
             await anext(stream)

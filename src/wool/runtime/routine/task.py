@@ -6,12 +6,11 @@ import inspect
 import pickle
 import traceback
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FunctionType
 from typing import (
     TYPE_CHECKING,
     Any,
-    NamedTuple,
     NoReturn,
     Protocol,
     cast,
@@ -22,10 +21,12 @@ from uuid import UUID, uuid4
 
 import wool
 from wool import protocol
-from wool.runtime import context, serializer
+from wool.runtime import context as ambient
+from wool.runtime import serializer
 from wool.runtime.context import RuntimeContext
 from wool.runtime.errors import UnexpectedResponse
 from wool.runtime.serializer import Payload, Serializer, to_bytes
+from wool.runtime.typing import Undefined
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Hashable, Iterator
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 LARGEST_DEFINITION = 64 * 1024
 """Bytes of a callable above which it travels with the arguments, not as a definition."""
+
+AS_IT_IS = RuntimeContext()
+"""Of a task that came without a context. It has nothing to set, so it serves any number of tasks."""
 
 
 @runtime_checkable
@@ -58,57 +62,99 @@ class TaskException:
     traceback: list[str]
 
 
-class Encoded(NamedTuple):
-    """What a task carries, in bytes.
-
-    A callable of over `LARGEST_DEFINITION` bytes is the last buffer of `arguments`. `proxy_error`
-    says why there is no proxy.
-    """
-
-    callable: serializer.Dump
-    proxy: bytes
-    proxy_error: str
-    arguments: Payload
-
-
-@dataclass(eq=False, slots=True, weakref_slot=True)
 class Task:
     """One call of a routine.
 
-    `callable` is the undecorated function, `proxy` dispatches calls nested in it. `caller` is the
-    id of the task that made the call (default: the current one), `tag` says where the routine is
-    defined (`module.qualname:line`), `context` is the `RuntimeContext` at the call, and `timeout`,
-    in seconds, is for information. `exception` is set when it has raised. `prefetch` is how many
-    values an async generator may be ahead of its consumer.
+    `id` is a UUID or the 16 bytes of one, `callable` is the undecorated function, `proxy`
+    dispatches calls nested in it. `caller` is the id of the task that made the call (default: the
+    current one), `tag` says where the routine is defined (`module.qualname:line`), `context` is the
+    `RuntimeContext` at the call, and `timeout`, in seconds, is for information. `exception` is set
+    when it has raised. `prefetch` is how many values an async generator may be ahead of its
+    consumer.
 
     Raises `TypeError` if `proxy` isn't one.
     """
 
-    id: UUID
-    callable: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    proxy: WorkerProxyLike
-    timeout: float = 0
-    caller: UUID | None = None
-    exception: TaskException | None = None
-    tag: str | None = None
-    context: RuntimeContext | None = None
-    prefetch: int = 0
-    _encoded: Encoded | None = field(default=None, init=False, repr=False)
-    _tokens: tuple[Token[Task | None], Token[bool]] | None = field(
-        default=None, init=False, repr=False
+    # There is one for each call in flight, so what few ask for is made when it is asked for.
+    __slots__ = (
+        "__weakref__",
+        "_arguments",
+        "_context",
+        "_dispatch_timeout",
+        "_id",
+        "_tokens",
+        "args",
+        "callable",
+        "caller",
+        "definition",
+        "exception",
+        "kwargs",
+        "prefetch",
+        "proxy",
+        "proxy_dump",
+        "proxy_error",
+        "tag",
+        "timeout",
     )
 
-    def __post_init__(self) -> None:
-        if not (hasattr(self.proxy, "dispatch") and hasattr(self.proxy, "id")):
-            raise TypeError(f"proxy must conform to WorkerProxyLike, got {type(self.proxy)}")
-        if self.caller is None and (current := context.task.get()) is not None:
-            self.caller = current.id
-        if self.tag is None:
-            self.tag = describe(self.callable)
-        if self.context is None:
-            self.context = RuntimeContext.get_current()
+    definition: serializer.Dump
+    """The pickled callable; empty if it has over `LARGEST_DEFINITION` bytes, which are the last
+    buffer of the arguments then. Known, as the others, when it is encoded."""
+
+    proxy_dump: bytes
+    """The pickled proxy; empty if it can't travel, for the reason that `proxy_error` gives."""
+
+    proxy_error: str
+
+    def __init__(
+        self,
+        id: UUID | bytes,
+        callable: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        proxy: WorkerProxyLike,
+        timeout: float = 0,
+        caller: UUID | None = None,
+        exception: TaskException | None = None,
+        tag: str | None = None,
+        context: RuntimeContext | None = None,
+        prefetch: int = 0,
+    ) -> None:
+        if not (hasattr(proxy, "dispatch") and hasattr(proxy, "id")):
+            raise TypeError(f"proxy must conform to WorkerProxyLike, got {type(proxy)}")
+        if caller is None and (current := ambient.task.get()) is not None:
+            caller = current.id
+        self.callable = callable
+        self.args = args
+        self.kwargs = kwargs
+        self.proxy = proxy
+        self.timeout = timeout
+        self.caller = caller
+        self.exception = exception
+        self.tag = tag or describe(callable)
+        self.prefetch = prefetch
+        self._id = id
+        self._context = context
+        self._dispatch_timeout = (
+            ambient.dispatch_timeout.get() if context is None else context.dispatch_timeout
+        )
+        self._arguments: Payload | None = None
+        self._tokens: tuple[Token[Task | None], Token[bool]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id} of {self.tag}>"
+
+    @property
+    def id(self) -> UUID:
+        if not isinstance(self._id, UUID):
+            self._id = UUID(bytes=self._id)
+        return self._id
+
+    @property
+    def context(self) -> RuntimeContext:
+        if self._context is None:
+            self._context = RuntimeContext(dispatch_timeout=self._dispatch_timeout)
+        return self._context
 
     def __enter__(self) -> Callable[[], Any]:
         """Make it the current task. Returns what runs its callable with its arguments.
@@ -119,9 +165,9 @@ class Task:
             raise RuntimeError(f"Task {self.id} is already entered")
         if not is_async(self.callable):
             raise ValueError("Expected coroutine function or async generator function")
-        assert self.context is not None
-        self.context.__enter__()
-        self._tokens = context.task.set(self), context.dispatching.set(True)
+        if self._dispatch_timeout is not Undefined:
+            self.context.__enter__()
+        self._tokens = ambient.task.set(self), ambient.dispatching.set(True)
         return self._call
 
     def __exit__(
@@ -131,16 +177,16 @@ class Task:
         tb: TracebackType | None,
     ) -> None:
         assert self._tokens is not None
-        assert self.context is not None
         if exc is not None:
             self.exception = TaskException(
                 type(exc).__qualname__, traceback.format_exception(type(exc), exc, tb)
             )
         current, dispatching = self._tokens
         self._tokens = None
-        context.dispatching.reset(dispatching)
-        context.task.reset(current)
-        self.context.__exit__(exc_type, exc, tb)
+        ambient.dispatching.reset(dispatching)
+        ambient.task.reset(current)
+        if self._dispatch_timeout is not Undefined:
+            self.context.__exit__(exc_type, exc, tb)
 
     def _call(self) -> Any:
         return self.callable(*self.args, **self.kwargs)
@@ -170,23 +216,24 @@ class Task:
         """The scope that its callable runs in: it is the current task, its proxy the active one."""
         return Execution(self)
 
-    def encode(self) -> Encoded:
-        """What it carries, for the wire; done once. Raises whatever pickling raises."""
-        if self._encoded is None:
-            self._encoded = self._encode(self._dump_arguments())
-        return self._encoded
+    def encode(self) -> Payload:
+        """Pickle what it carries, once; returns the arguments. Raises whatever pickling raises."""
+        if self._arguments is None:
+            self._arguments = self._encode(self._dump_arguments())
+        return self._arguments
 
-    def _encode(self, arguments: Payload) -> Encoded:
-        function = self._dump_callable()
-        if len(function.data) > LARGEST_DEFINITION:
-            arguments = arguments._replace(buffers=(*arguments.buffers, function.data))
-            function = serializer.Dump(b"", False)
-        return Encoded(function, *self._dump_proxy(), arguments)
+    def _encode(self, arguments: Payload) -> Payload:
+        definition = self._dump_callable()
+        if len(definition.data) > LARGEST_DEFINITION:
+            arguments = arguments._replace(buffers=(*arguments.buffers, definition.data))
+            definition = serializer.Dump(b"", False)
+        self.definition = definition
+        self.proxy_dump, self.proxy_error = self._dump_proxy()
+        return arguments
 
     def write_header(self, message: protocol.Task) -> None:
         """Put into `message` what is no part of `encode`."""
-        message.id = self.id.bytes
-        assert self.tag is not None
+        message.id = self._id if isinstance(self._id, bytes) else self._id.bytes
         message.tag = self.tag
         if self.timeout:
             message.timeout = self.timeout
@@ -194,7 +241,7 @@ class Task:
             message.prefetch = self.prefetch
         if self.caller is not None:
             message.caller = self.caller.bytes
-        if self.context is not None and self.context.dispatch_timeout is not None:
+        if self._dispatch_timeout is not None:
             message.context.CopyFrom(self.context.to_protobuf())
 
     def _dump_callable(self) -> serializer.Dump:
@@ -228,21 +275,21 @@ class Task:
     def to_protobuf(self, serializer: Serializer | None = None) -> protocol.Task:
         """As one message, its arguments pickled by `serializer`, which goes with it."""
         if serializer is None:
-            encoded = self.encode()
+            arguments = self.encode()
         else:
-            encoded = self._encode(Payload(serializer.dumps((self.args, self.kwargs))))
+            arguments = self._encode(Payload(serializer.dumps((self.args, self.kwargs))))
         message = protocol.Task()
         self.write_header(message)
-        if encoded.callable.data:
-            message.callable.content = encoded.callable.data
-        if encoded.proxy:
-            message.proxy.content = encoded.proxy
-        message.proxy_error = encoded.proxy_error
+        if self.definition.data:
+            message.callable.content = self.definition.data
+        if self.proxy_dump:
+            message.proxy.content = self.proxy_dump
+        message.proxy_error = self.proxy_error
         if serializer is not None:
             message.serializer = to_bytes(serializer)
-        message.arguments.data = bytes(encoded.arguments.data)
-        message.arguments.buffers.extend(map(bytes, encoded.arguments.buffers))
-        message.arguments.forms = encoded.arguments.forms
+        message.arguments.data = bytes(arguments.data)
+        message.arguments.buffers.extend(map(bytes, arguments.buffers))
+        message.arguments.forms = arguments.forms
         return message
 
     @classmethod
@@ -272,14 +319,16 @@ class Task:
             loaded = serializer.loads(arguments)
         args, kwargs = loaded
         task = cls(
-            id=UUID(bytes=header.id),
+            id=header.id,
             callable=callable,
             args=args,
             kwargs=kwargs,
             proxy=proxy,
             timeout=header.timeout,
             tag=header.tag,
-            context=RuntimeContext.from_protobuf(header.context),
+            context=RuntimeContext.from_protobuf(header.context)
+            if header.HasField("context")
+            else AS_IT_IS,
             prefetch=header.prefetch,
         )
         task.caller = UUID(bytes=header.caller) if header.caller else None
@@ -289,10 +338,10 @@ class Task:
 class Execution:
     """The scope that a task's callable runs in, in a worker."""
 
-    __slots__ = ("_proxy", "_resource", "_task")
+    __slots__ = ("_active", "_resource", "_task")
 
     _resource: Resource[WorkerProxyLike]
-    _proxy: Token[WorkerProxyLike | None]
+    _active: Token[WorkerProxyLike | None]
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -306,11 +355,11 @@ class Execution:
         proxy = await self._resource.acquire()
         if proxy is not task.proxy and (adopt := getattr(proxy, "adopt", None)) is not None:
             adopt(task.proxy)
-        self._proxy = wool.__proxy__.set(proxy)
+        self._active = wool.__proxy__.set(proxy)
         try:
             return task.__enter__()
         except BaseException:
-            wool.__proxy__.reset(self._proxy)
+            wool.__proxy__.reset(self._active)
             await self._resource.release()
             raise
 
@@ -322,7 +371,7 @@ class Execution:
     ) -> None:
         try:
             self._task.__exit__(exc_type, exc, traceback)
-            wool.__proxy__.reset(self._proxy)
+            wool.__proxy__.reset(self._active)
         finally:
             await self._resource.release()
 
@@ -380,7 +429,7 @@ def describe(function: Callable[..., Any]) -> str:
 
 def current_task() -> Task | None:
     """The task that is being executed, or None outside of routines."""
-    return context.task.get()
+    return ambient.task.get()
 
 
 @overload
@@ -393,13 +442,13 @@ def do_dispatch(flag: bool | None = None) -> bool | AbstractContextManager[None]
     Inside `with do_dispatch(False)` a routine runs where it is called; the calls nested in it are
     dispatched again.
     """
-    return context.dispatching.get() if flag is None else _dispatching(flag)
+    return ambient.dispatching.get() if flag is None else _dispatching(flag)
 
 
 @contextmanager
 def _dispatching(flag: bool) -> Iterator[None]:
-    token = context.dispatching.set(flag)
+    token = ambient.dispatching.set(flag)
     try:
         yield
     finally:
-        context.dispatching.reset(token)
+        ambient.dispatching.reset(token)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 from functools import partial, wraps
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
-from uuid import uuid4
 
 import wool
 from wool.runtime import context, serializer
@@ -164,4 +164,4 @@ def _task(
             f"No pool is active for routine {describe(function)}: call it inside "
             "`async with wool.WorkerPool()`"
         )
-    return proxy, Task(uuid4(), function, args, kwargs, proxy, prefetch=prefetch)
+    return proxy, Task(os.urandom(16), function, args, kwargs, proxy, prefetch=prefetch)

@@ -58,7 +58,8 @@ class Call:
     The first step is part of the task itself: a worker runs a coroutine to its end, and an async
     generator to its first value, without being asked; with `prefetch`, up to as many values ahead
     of whoever iterates, all of which wait here. `abandoned`, if set, is for whoever takes
-    the next step. What waits to be written of it is `large`, or the task in `frame`.
+    the next step. What waits to be written of it is `large`, or its task, the frame at `place` of
+    `batch`.
     """
 
     __slots__ = (
@@ -72,10 +73,11 @@ class Call:
         "_used",
         "_waiter",
         "abandoned",
-        "frame",
+        "batch",
         "large",
         "leaving",
         "number",
+        "place",
         "prefetch",
         "raised",
         "stage",
@@ -94,7 +96,8 @@ class Call:
         self.leaving = False
         self.tag = tag
         self.prefetch = prefetch
-        self.frame: protocol.Request | None = None
+        self.batch: protocol.RequestBatch | None = None
+        self.place = 0
         self.large: LargePayload | None = None
         self.stage = Stage.QUEUED
         self.abandoned: Exception | None = None
@@ -122,7 +125,7 @@ class Call:
         """It has begun to leave."""
         if self.stage is Stage.QUEUED:
             self.stage = Stage.SENT
-            self.frame = None
+            self.batch = None
 
     def feed(self, kind: str, payload: Any) -> None:
         """What the worker sent for it."""
@@ -229,13 +232,6 @@ class Call:
             grpc.StatusCode.DEADLINE_EXCEEDED, f"{self._session!r} did not take {self.tag} in time"
         )
 
-    async def _reply(self) -> Event:
-        """The next event; a cancellation meanwhile goes to the worker first."""
-        try:
-            return await self._event()
-        except asyncio.CancelledError as cancelled:
-            return await self._unwind(cancelled)
-
     async def _unwind(self, cancelled: asyncio.CancelledError) -> Event:
         """Have the routine cancelled. Returns what it does after all, if it does not give in."""
         deadline = asyncio.get_running_loop().time() + CANCEL_GRACE
@@ -320,7 +316,12 @@ class Call:
                 await self._send_value(kind, payload)
             elif not first:
                 self._want_next()
-            event = self._events.pop(0) if self._events else await self._reply()
+            try:
+                while not self._events:
+                    await self._change()
+                event = self._events.pop(0)
+            except asyncio.CancelledError as cancelled:
+                event = await self._unwind(cancelled)
             return self._value(event)
         finally:
             self._stepping = False
@@ -373,7 +374,10 @@ class Call:
         if self.prefetch:  # What it did before it heard of that is of no use any more.
             self._events = ()
         while self.stage is not Stage.ENDED or self._events:
-            event = await self._reply()
+            try:
+                event = await self._event()
+            except asyncio.CancelledError as cancelled:
+                event = await self._unwind(cancelled)
             if event[0] == FAILURE or (event[0] == "exception" and not self._unheeded):
                 try:
                     self._value(event)

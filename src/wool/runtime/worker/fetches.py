@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     from wool import protocol
     from wool.runtime.serializer import Payload
-    from wool.runtime.worker.arena import Copying, Window
+    from wool.runtime.worker.arena import Copying, Shared
 
 FAULTS = (UnexpectedResponse, OSError, MemoryError)
 """What may come of copying a payload."""
 
 
 class Fetches:
-    """Copies payloads from `window`, one of a call at a time.
+    """Copies payloads from the worker's part of `shared`, one of a call at a time.
 
     `fetched` is called with a frame and the payload that lay there for it, or `failed` with a frame
     and why it can't be had. Frames of the call that come meanwhile go to `resume` then, in order.
@@ -28,21 +28,18 @@ class Fetches:
 
     def __init__(
         self,
-        window: Window,
+        shared: Shared,
         *,
         fetched: Callable[[protocol.Response, Payload], object],
         failed: Callable[[protocol.Response, Exception], object],
         resume: Callable[[protocol.Response], object],
     ) -> None:
-        self._window = window
+        self.shared = shared
         self._fetched = fetched
         self._failed = failed
         self._resume = resume
         self._later: dict[int, list[protocol.Response]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._later)
 
     def postpone(self, frame: protocol.Response) -> bool:
         """Have it wait if a payload of its call is being copied. Tells whether it does."""
@@ -54,7 +51,7 @@ class Fetches:
 
     def begin(self, frame: protocol.Response, segment: protocol.Segment) -> None:
         """Copy what `frame` refers to; what takes one slice is done at once."""
-        copying = self._window.copy(segment)
+        copying = self.shared.window.copy(segment)
         try:
             next(copying)
         except StopIteration as end:

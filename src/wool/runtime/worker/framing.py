@@ -150,7 +150,10 @@ class Outbox(Generic[B]):
         return self.small + self.large
 
     def add(self, call: int, size: int = 0, owner: Any = None) -> Any:
-        """A frame of `call`, to be filled in with `size` bytes, after all that waits."""
+        """A frame of `call`, to be filled in with `size` bytes, after all that waits.
+
+        Its `owner`, if any, learns the batch that it is in, and its place there.
+        """
         last = self._last
         if last.size >= BATCH:
             self._full.append(last)
@@ -158,9 +161,12 @@ class Outbox(Generic[B]):
         size += OVERHEAD
         last.size += size
         self.small += size
+        frames = last.batch.frames
         if owner is not None:
             last.owners.append(owner)
-        frame = last.batch.frames.add()
+            owner.batch = last.batch
+            owner.place = len(frames)
+        frame = frames.add()
         frame.call = call
         return frame
 

@@ -106,6 +106,7 @@ class WorkerProxy:
                 [DiscoveryEvent("worker-added", metadata) for metadata in workers]
             )
         self._id = uuid4()
+        self._hash = hash(self._id)
         self._discovery = discovery
         self._loadbalancer = loadbalancer
         self._credentials = credentials
@@ -140,7 +141,7 @@ class WorkerProxy:
         return self._id == other._id if isinstance(other, WorkerProxy) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._id)
+        return self._hash
 
     def __reduce__(self) -> tuple[Any, ...]:
         for name, value, kind in self._strategies():
@@ -321,7 +322,7 @@ def _restore(
     revision: int,
 ) -> WorkerProxy:
     proxy = WorkerProxy(discovery=discovery, loadbalancer=loadbalancer, lease=lease)
-    proxy._id = id
+    proxy._id, proxy._hash = id, hash(id)
     proxy._reserved = reserved
     proxy._revision = revision
     proxy._lazy = True

@@ -138,7 +138,7 @@ class Session:
         self._fetches: Fetches | None = None
         if shared is not None:
             self._fetches = Fetches(
-                shared.window,
+                shared,
                 fetched=self._fetched,
                 failed=self._not_fetched,
                 resume=self._receive,
@@ -161,7 +161,7 @@ class Session:
 
         Raises `PayloadTooLarge` if the worker would refuse its arguments.
         """
-        size = task.encode().arguments.size
+        size = task.encode().size
         limit = self._options.max_receive_message_length
         if size > limit:
             raise PayloadTooLarge(
@@ -171,7 +171,7 @@ class Session:
 
     async def room(self, task: Task) -> Placed | None:
         """Wait for one's turn to submit a task, and share its arguments if they are large."""
-        arguments = task.encode().arguments
+        arguments = task.encode()
         gate = self._gate(arguments.size)
         if gate.crowded:
             await gate.enter(arguments.size)
@@ -219,20 +219,20 @@ class Session:
         if not self._accepting:
             self._free(number)
             raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} takes no more calls")
-        call = self._calls[number] = Call(self, number, str(task.tag), task.prefetch, on_end)
+        call = self._calls[number] = Call(self, number, task.tag, task.prefetch, on_end)
         self._idle.clear()
-        encoded = task.encode()
-        size = encoded.arguments.size
+        arguments = task.encode()
+        size = arguments.size
         if segment is None and size > CHUNK:
             finish = partial(_finish_large_task, task)
-            call.large = LargePayload(number, encoded.arguments, finish, call)
+            call.large = LargePayload(number, arguments, finish, call)
             self._outbox.add_large(call.large)
         else:
             size = segment.ByteSize() if segment is not None else size
-            size += self._undefined(encoded.callable.data) + self._undefined(encoded.proxy)
-            frame = call.frame = self._outbox.add(number, size, call)
-            _fill_task(frame.task, task, self._define)
-            write_payload(frame.task.arguments, segment or encoded.arguments)
+            size += self._undefined(task.definition.data) + self._undefined(task.proxy_dump)
+            message = self._outbox.add(number, size, call).task
+            _fill_task(message, task, self._define)
+            write_payload(message.arguments, segment or arguments)
         self._wake_writer()
         return call
 
@@ -300,11 +300,12 @@ class Session:
         if call.large is not None:
             self._outbox.drop(call.large)
             self._grant()
-        elif call.frame is not None:
+        elif call.batch is not None:
+            frame = call.batch.frames[call.place]
             # Later frames may refer to what this one defines.
-            call.frame.call = 0
-            call.frame.task.ClearField("arguments")
-            call.frame = None
+            frame.call = 0
+            frame.task.ClearField("arguments")
+            call.batch = None
             self._free(call.number)
 
     def _wake_writer(self) -> None:
@@ -410,11 +411,10 @@ class Session:
         """See to what a frame says of shared memory. Tells whether that is all, for now."""
         if fetches.postpone(frame):
             return True
-        if self._shared is not None:
-            if kind == "release":
-                self._shared.arena.free(frame.call)
-            elif kind in TERMINAL:
-                self._shared.arena.end(frame.call)
+        if kind == "release":
+            fetches.shared.arena.free(frame.call)
+        elif kind in TERMINAL:
+            fetches.shared.arena.end(frame.call)
         if kind not in ("result", "item") or not getattr(frame, kind).HasField("segment"):
             return False
         if frame.call in self._calls:
@@ -557,12 +557,12 @@ def _fill_task(
 ) -> None:
     """Put into `message` all but the arguments."""
     task.write_header(message)
-    encoded = task.encode()
-    if encoded.callable.data:
-        define(message.callable, *encoded.callable)
-    if encoded.proxy:
-        define(message.proxy, encoded.proxy, True)
-    message.proxy_error = encoded.proxy_error
+    if task.definition.data:
+        define(message.callable, *task.definition)
+    if task.proxy_dump:
+        define(message.proxy, task.proxy_dump, True)
+    else:
+        message.proxy_error = task.proxy_error
 
 
 def _define_for_once(message: protocol.Definition, content: bytes, reusable: bool) -> None:
