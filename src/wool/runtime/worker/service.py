@@ -328,6 +328,7 @@ class WorkerService:
         self._unanswered = 0
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
+        self._events = Event(self._stopping), Event(self._stopped)
         self._idle = asyncio.Event()
         self._idle.set()
         self._gone = asyncio.Event()
@@ -343,19 +344,19 @@ class WorkerService:
     @property
     def stopping(self) -> Event:
         """Set when it takes no more tasks."""
-        return Event(self._stopping)
+        return self._events[0]
 
     @property
     def stopped(self) -> Event:
         """Set when everything has ended."""
-        return Event(self._stopped)
+        return self._events[1]
 
     def count(self, change: int) -> None:
         """Keep track of how many tasks have not been answered."""
-        self._unanswered += change
-        if self._unanswered:
+        if not self._unanswered:
             self._idle.clear()
-        else:
+        self._unanswered += change
+        if not self._unanswered:
             self._idle.set()
 
     async def dispatch(
