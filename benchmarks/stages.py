@@ -113,9 +113,7 @@ def _codec() -> dict[str, float]:
         "caller: frame it": _time(frame),
         "caller: serialize the batch": _time(frame().SerializeToString),
         "worker: parse the batch": _time(lambda: protocol.RequestBatch.FromString(request)),
-        "worker: decode the task": _time(
-            lambda: Task.decode(header, _noop, proxy, arguments)
-        ),
+        "worker: decode the task": _time(lambda: Task.decode(header, _noop, proxy, arguments)),
         "worker: encode and frame the result": _time(lambda: serializer.dumps(None)) + _time(reply),
         "worker: serialize the batch": _time(reply().SerializeToString),
         "caller: parse the batch": _time(lambda: protocol.ResponseBatch.FromString(response)),

@@ -23,6 +23,7 @@ from wool.runtime.routine import task as task_module
 from wool.runtime.routine.task import Task, is_generator, load_proxy, split_callable
 from wool.runtime.serializer import Payload
 from wool.runtime.worker.arena import WORTHWHILE, in_turns
+from wool.runtime.worker.relay import Relay
 
 if TYPE_CHECKING:
     import contextvars
@@ -43,15 +44,15 @@ class RoutineLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._relay = Relay(self.loop)
         self._thread = threading.Thread(target=self._main, name="wool routines", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def post(self, callback: Callable[..., object], *args: Any) -> None:
+    def post(self, callback: Callable[[], object]) -> None:
         """Have it called there, unless the loop has ended."""
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(callback, *args)
+        self._relay.post(callback)
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Have it awaited there, unless the loop has ended."""
@@ -88,6 +89,7 @@ class RoutineLoop:
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self._relay.close()
         self.loop.close()
 
 

@@ -44,6 +44,7 @@ from wool.runtime.worker.framing import (
     pause,
     write_payload,
 )
+from wool.runtime.worker.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -77,7 +78,7 @@ class _Session:
     def __init__(self, service: WorkerService, shared: Shared | None = None) -> None:
         self._service = service
         self._loop = asyncio.get_running_loop()
-        self._exchange = Exchange(self._collect_soon)
+        self._exchange = Exchange(partial(service.replies.post, self._collect))
         context = contextvars.Context()
         context.run(wool.__proxy_pool__.set, service.proxies)
         context.run(CredentialContext(service.credentials).__enter__)
@@ -197,9 +198,6 @@ class _Session:
 
     # Responses
 
-    def _collect_soon(self) -> None:
-        self._loop.call_soon_threadsafe(self._collect)
-
     def _collect(self) -> None:
         replies = self._exchange.replies
         while replies:
@@ -308,6 +306,9 @@ class WorkerService:
     cancelled by a stop; `credentials` are those that its routines' nested calls use.
     """
 
+    replies: Relay
+    """Takes what routines answer to the loop that serves."""
+
     def __init__(
         self,
         *,
@@ -338,7 +339,8 @@ class WorkerService:
         self._ending: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the routine loop."""
+        """Start the routine loop, and serve on the one that runs."""
+        self.replies = Relay(asyncio.get_running_loop())
         self.routines.start()
 
     @property
@@ -451,6 +453,7 @@ class WorkerService:
         except TimeoutError:
             logger.warning("Clients, or proxies of theirs, did not end within %s s", FAREWELL)
         await self.routines.stop(1.0)
+        self.replies.close()
         self._stopped.set()
 
     async def _clear_proxies(self) -> None:
