@@ -73,7 +73,7 @@ class ResourcePool(Generic[T]):
 
     async def acquire(self, key: Hashable) -> T:
         """The resource of `key`, with a reference to be given back with `release`."""
-        return (await self._acquire(key)).value
+        return (self._share(key) or await self._acquire(key)).value
 
     async def release(self, key: Hashable) -> None:
         """Give a reference back. A key without a resource is ignored.
@@ -98,6 +98,14 @@ class ResourcePool(Generic[T]):
         entries = [shelf.entries.pop(each) for each in ([*shelf.entries] if whole else [key])]
         endings = {self._end(entry) for entry in entries if entry.phase is _Phase.LIVE}
         await _finish(endings | shelf.endings if whole else endings)
+
+    def _share(self, key: Hashable) -> _Entry[T] | None:
+        """The entry of `key`, with one more reference, if its resource is there already."""
+        entry = self._shelf().entries.get(key)
+        if entry is None or entry.phase is not _Phase.LIVE:
+            return None
+        entry.references += 1
+        return entry
 
     async def _acquire(self, key: Hashable) -> _Entry[T]:
         shelf = self._shelf()
@@ -127,16 +135,21 @@ class ResourcePool(Generic[T]):
         return entry
 
     async def _release(self, entry: _Entry[T]) -> None:
+        if (ending := self._give_back(entry)) is not None:
+            await _finish([ending])
+
+    def _give_back(self, entry: _Entry[T]) -> asyncio.Task[None] | None:
+        """Take a reference off. Returns the end of the resource, if that comes now."""
         entry.references -= 1
         if entry.references > 0 or entry.phase is not _Phase.LIVE:
-            return
+            return None
         shelf = self._shelf()
         if self._ttl > 0 and shelf.entries.get(entry.key) is entry:
             entry.unused_since = shelf.loop.time()
             if entry.timer is None:
                 entry.timer = shelf.loop.call_later(self._ttl, self._expire, entry)
-        else:
-            await _finish([self._end(entry)])
+            return None
+        return self._end(entry)
 
     def _expire(self, entry: _Entry[T]) -> None:
         """End it, unless it has been used since the timer was set."""
@@ -204,7 +217,8 @@ class Resource(Generic[T]):
             raise RuntimeError("Cannot re-acquire a resource that has already been acquired")
         self._phase = _Phase.LIVE
         try:
-            self._entry = await self._pool._acquire(self._key)
+            pool, key = self._pool, self._key
+            self._entry = pool._share(key) or await pool._acquire(key)
         except BaseException:
             self._phase = _Phase.NEW
             raise
@@ -217,7 +231,8 @@ class Resource(Generic[T]):
         if self._entry is None:
             raise RuntimeError("Cannot release a resource that was not acquired")
         self._phase = _Phase.OVER
-        await self._pool._release(self._entry)
+        if (ending := self._pool._give_back(self._entry)) is not None:
+            await _finish([ending])
 
 
 class _Phase(Enum):

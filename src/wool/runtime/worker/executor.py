@@ -120,6 +120,18 @@ class Arrival:
     proxy: Definition | None
     arguments: Payload | protocol.Segment
 
+    def load(self, arguments: Payload) -> Task:
+        """The task, from its arguments once they are here. Raises what loading its parts raises."""
+        if self.proxy is None:
+            proxy = load_proxy(b"", self.header.proxy_error)
+        else:
+            proxy = self.proxy.load(load_proxy)
+        if self.callable is None:
+            function, arguments = split_callable(arguments)
+        else:
+            function = self.callable.load(serializer.load_callable)
+        return Task.decode(self.header, function, proxy, arguments)
+
 
 @dataclass(slots=True)
 class Exchange:
@@ -304,9 +316,9 @@ class _Execution:
     async def _run(self) -> None:
         self._entered = True
         try:
-            task = await self._take()
-            if task is not None:
-                await self._execute(task)
+            arrival = self._runner.claim(self._call)
+            if arrival is not None:
+                await self._execute(arrival)
         except GeneratorExit as exc:
             with contextlib.suppress(RuntimeError):  # There is no loop, and it isn't the routine's.
                 self._fail(exc)
@@ -315,7 +327,15 @@ class _Execution:
         finally:
             self._runner.finished(self._call)
 
-    async def _execute(self, task: Task) -> None:
+    async def _execute(self, arrival: Arrival) -> None:
+        self._tag = arrival.header.tag
+        self._prefetch = arrival.header.prefetch
+        if self.cancelled:
+            raise asyncio.CancelledError
+        arguments = arrival.arguments
+        if not isinstance(arguments, Payload):
+            arguments = await self._runner.take(self._call, arguments)
+        task = arrival.load(arguments)
         async with task.execution() as start:
             if is_generator(task.callable):
                 await (self._run_ahead if self._prefetch else self._stream)(start())
@@ -323,28 +343,6 @@ class _Execution:
                 return
             value = await start()
         await self._reply("result", value)
-
-    async def _take(self) -> Task | None:
-        arrival = self._runner.claim(self._call)
-        if arrival is None:
-            return None
-        header = arrival.header
-        self._tag = header.tag
-        if self.cancelled:
-            raise asyncio.CancelledError
-        if arrival.proxy is None:
-            proxy = load_proxy(b"", header.proxy_error)
-        else:
-            proxy = arrival.proxy.load(load_proxy)
-        self._prefetch = header.prefetch
-        arguments = arrival.arguments
-        if not isinstance(arguments, Payload):
-            arguments = await self._runner.take(self._call, arguments)
-        if arrival.callable is None:
-            function, arguments = split_callable(arguments)
-        else:
-            function = arrival.callable.load(serializer.load_callable)
-        return Task.decode(header, function, proxy, arguments)
 
     async def _stream(self, generator: AsyncGenerator[Any, Any]) -> None:
         step = anext(generator)
