@@ -41,7 +41,7 @@ LARGEST_DEFINITION = 64 * 1024
 """Bytes of a callable above which it travels with the arguments, not as a definition."""
 
 AS_IT_IS = RuntimeContext()
-"""The context of a task that came without one: it sets nothing, so it serves any number of tasks."""
+"""The context of tasks that came without one: it sets nothing, so many can have it."""
 
 
 @runtime_checkable
