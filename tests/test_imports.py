@@ -31,7 +31,12 @@ LAYERS = [
     ("wool.runtime.discovery.base", "wool.runtime.discovery.descriptors"),
     ("wool.runtime.discovery.*",),
     ("wool.runtime.worker.auth", "wool.runtime.worker.membership"),
-    ("wool.runtime.worker.framing", "wool.runtime.worker.relay", "wool.runtime.worker.transport"),
+    (
+        "wool.runtime.worker.framing",
+        "wool.runtime.worker.loopback",
+        "wool.runtime.worker.relay",
+        "wool.runtime.worker.transport",
+    ),
     ("wool.runtime.worker.arena",),
     ("wool.runtime.worker.call", "wool.runtime.worker.fetches"),
     ("wool.runtime.worker.session",),

@@ -188,7 +188,7 @@ async def test_timeout_with_arguments_in_transit() -> None:
 
     servicer = Scripted(script)
     async with served(servicer) as address, connected(address) as connection:
-        await (await connection._open_link().session())._stream.initial_metadata()
+        await connection._open_link().session()
         with pytest.raises(DispatchTimeout):
             await connection.dispatch(task_of(routines.size, bytes(90 * MIB)), timeout=0.05)
         assert session_of(connection)._outbox.size == 0

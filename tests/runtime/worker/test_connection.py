@@ -198,7 +198,7 @@ async def test_close_lets_calls_end() -> None:
     async with working() as worker:
         connection = WorkerConnection(worker.address)
         task = asyncio.create_task(call(connection, routines.nap, 0.3))
-        await eventually(lambda: worker.service._unanswered)
+        await eventually(lambda: worker.service._sessions.unanswered)
         await connection.close(timeout=30)
         assert await task == 0.3
 
@@ -250,7 +250,7 @@ async def test_nothing_is_held_after_a_call() -> None:
         assert connection._link is not None
         assert connection._link._session is not None
         assert not connection._link._session._calls
-        assert worker.service._unanswered == 0
+        assert worker.service._sessions.unanswered == 0
 
 
 # Workers that die or hang

@@ -87,7 +87,7 @@ async def test_one_of_two_connections_closed_in_time() -> None:
         leaving = WorkerConnection(worker.address)
         kept = await staying.dispatch(task_of(routines.sleep, "longer"))
         ending = asyncio.create_task(call(leaving, routines.nap, 0.2))
-        await eventually(lambda: worker.service._unanswered == 2)
+        await eventually(lambda: worker.service._sessions.unanswered == 2)
         await leaving.close(timeout=30)
         assert await ending == 0.2
         await kept.aclose()

@@ -156,13 +156,13 @@ async def test_loop_that_has_ended() -> None:
     """A54: it is closed by its own thread; what is asked of it afterwards is ignored."""
     routines_loop = RoutineLoop()
     routines_loop.start()
-    assert await routines_loop.run(asyncio.sleep(0, "ran")) == "ran"
+    assert await routines_loop.run(asyncio.sleep, 0, "ran") == "ran"
 
     await routines_loop.stop(1)
 
     assert routines_loop.loop.is_closed()
     routines_loop.post(print)
-    assert await routines_loop.run(asyncio.sleep(0, "not run")) is None
+    assert await routines_loop.run(asyncio.sleep, 0, "not run") is None
 
 
 async def test_loop_with_a_task_that_will_not_end() -> None:
@@ -181,7 +181,7 @@ async def test_loop_with_a_task_that_will_not_end() -> None:
                 await asyncio.sleep(0.01)
 
     staying = asyncio.run_coroutine_threadsafe(stay(), routines_loop.loop)
-    await routines_loop.run(asyncio.sleep(0))
+    await routines_loop.run(asyncio.sleep, 0)
 
     await routines_loop.stop(0.3)
 

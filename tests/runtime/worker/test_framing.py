@@ -34,6 +34,15 @@ payloads = st.builds(
 )
 
 
+class Owner:
+    """Of what has been queued for a call."""
+
+    def __init__(self, call: int) -> None:
+        self.call = call
+        self.batch: ResponseBatch | None = None
+        self.place = -1
+
+
 def put(
     outbox: Outbox[ResponseBatch], call: int, payload: Payload | None, weight: int = 0
 ) -> LargePayload | None:
@@ -46,10 +55,10 @@ def put(
             frame.item.chunked = True
             frame.item.buffers.append(b"x" * weight)
 
-        large = LargePayload(call, payload, finish, call)
+        large = LargePayload(call, payload, finish, Owner(call))
         outbox.add_large(large)
         return large
-    frame = outbox.add(call, payload.size + weight, call)
+    frame = outbox.add(call, payload.size + weight, Owner(call))
     write_payload(frame.item, payload)
     if weight:
         frame.item.buffers.append(b"x" * weight)
@@ -175,7 +184,7 @@ def test_large_payload_dropped_lets_the_next_one_leave_at_once() -> None:
 
     batch, owners = outbox.next()
 
-    assert owners == [2]
+    assert [owner.call for owner in owners] == [2]
     assert [frame.call for frame in batch.frames] == [2]
 
 
@@ -201,6 +210,16 @@ def test_messages_stay_small(queued: list[tuple[int, int]]) -> None:
     assert max(batch.ByteSize() for batch in drain(outbox)) < BATCH + 2 * CHUNK + 65 * 1024
 
 
+def test_owner_learns_where_its_frame_waits() -> None:
+    outbox = Outbox(ResponseBatch)
+    owners = [Owner(call) for call in range(3 * BATCH // OVERHEAD)]
+    for owner in owners:
+        outbox.add(owner.call, 0, owner).ack = True
+    for owner in owners:
+        assert owner.batch is not None
+        assert owner.batch.frames[owner.place].call == owner.call
+
+
 def test_outbox_counts_what_waits() -> None:
     outbox = Outbox(ResponseBatch)
     put(outbox, 1, Payload(b"x"))
@@ -210,7 +229,7 @@ def test_outbox_counts_what_waits() -> None:
 
     _, owners = outbox.next()
 
-    assert owners == [1, 2]
+    assert [owner.call for owner in owners] == [1, 2]
     assert large is not None
     assert (outbox.small, outbox.large) == (0, large.size)
 

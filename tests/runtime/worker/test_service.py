@@ -176,7 +176,7 @@ async def test_client_that_vanishes(worker: Serving) -> None:
         await client.reply(2)
     await eventually(lambda: {"a16 ended", "s ended"} <= {*routines.log})
     await eventually(lambda: not worker.service._sessions)
-    assert worker.service._idle.is_set()
+    assert not worker.service._sessions.unanswered
 
 
 async def test_client_that_leaves_in_order(client: RawClient) -> None:
@@ -252,10 +252,10 @@ async def test_tasks_behind_a_blocked_loop_are_given_back(
     await client.write(*(Request(call=n, withdraw=True) for n in (1, 2, 3)))
     kinds = {frame.call: frame.WhichOneof("kind") for frame in [await client.read() for _ in "123"]}
     assert kinds == {1: "ack", 2: "nack", 3: "nack"}
-    assert not worker.service._idle.is_set()
+    assert worker.service._sessions.unanswered
     routines.gates["gate"].set()
     assert load((await client.reply(1)).result) == "gate"
-    await eventually(worker.service._idle.is_set)
+    await eventually(lambda: not worker.service._sessions.unanswered)
 
 
 # What callables and proxies are to a session

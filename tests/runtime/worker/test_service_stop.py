@@ -62,7 +62,7 @@ async def test_stop_drains(worker: Serving, timeout: float) -> None:
     """What runs ends, and what comes meanwhile is refused."""
     async with connected(worker.address) as connection:
         task = begin(call(connection, routines.nap, 0.5))
-        await eventually(lambda: not worker.service._idle.is_set())
+        await eventually(lambda: worker.service._sessions.unanswered)
         stopping = begin(stop(worker, timeout))
         await eventually(worker.service.stopping.is_set)
         with pytest.raises(TransientRpcError, match="Worker service is shutting down"):

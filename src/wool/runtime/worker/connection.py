@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import grpc
 import grpc.aio
 
+import wool
 from wool import protocol
 from wool.runtime.errors import DispatchTimeout, RpcError, TransientRpcError, UnexpectedResponse
 from wool.runtime.worker import fate
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from wool.runtime.worker.auth import WorkerCredentials
     from wool.runtime.worker.call import Call
     from wool.runtime.worker.metadata import WorkerMetadata
-    from wool.runtime.worker.session import Placed
+    from wool.runtime.worker.session import Placed, StreamLike
 
     Stream = grpc.aio.StreamStreamCall[Any, protocol.ResponseBatch]
 
@@ -50,7 +51,7 @@ class _Link:
         self.connections: set[WorkerConnection] = set()
         self._target = target
         self._metadata = metadata
-        self._channel = _channel(target)
+        self._channel: grpc.aio.Channel | None = None
         self._session: Session | None = None
         self._opening: asyncio.Task[Session] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
@@ -60,6 +61,13 @@ class _Link:
         """The open session, if there is one."""
         session = self._session
         return session if session is not None and session.accepting else None
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """Made when first used: every event on any then wakes this loop."""
+        if self._channel is None:
+            self._channel = _channel(self._target)
+        return self._channel
 
     async def session(self) -> Session:
         """The open session; opened if there is none, once for all who ask meanwhile."""
@@ -96,11 +104,13 @@ class _Link:
             self._session = None
 
     async def _open(self) -> Session:
+        service = wool.__worker_service__.get()
+        own = service.loopback(self._target.address) if service is not None else None
+        if own is not None:
+            return self._session_on(own)
         arena = self._arena()
         offer = () if arena is None else ((protocol.ARENA_KEY, arena.offer),)
-        stream = protocol.WorkerStub(self._channel).dispatch(
-            metadata=(*protocol.versions(), *offer)
-        )
+        stream = protocol.WorkerStub(self.channel).dispatch(metadata=(*protocol.versions(), *offer))
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
                 answer = dict(await stream.initial_metadata() or ())
@@ -118,10 +128,13 @@ class _Link:
             if isinstance(exc, grpc.aio.AioRpcError):
                 raise rpc_error(exc.code(), exc.details()) from exc
             raise
+        return self._session_on(stream, self._shared(arena, answer))
+
+    def _session_on(self, stream: StreamLike, shared: Shared | None = None) -> Session:
         return Session(
             stream,
             self._target.options,
-            shared=self._shared(arena, answer),
+            shared=shared,
             metadata=self._metadata,
             ascertain=self._ascertain,
             on_lost=self._lost,
@@ -166,7 +179,7 @@ class _Link:
 
     async def stop(self, seconds: float, *, deadline: float | None) -> None:
         try:
-            await protocol.WorkerStub(self._channel).stop(
+            await protocol.WorkerStub(self.channel).stop(
                 protocol.StopRequest(timeout=seconds), timeout=deadline
             )
         except grpc.aio.AioRpcError as exc:
@@ -183,7 +196,8 @@ class _Link:
             for retiring in self._retiring:
                 retiring.cancel()
             await asyncio.gather(*self._retiring, return_exceptions=True)
-            await self._channel.close()
+            if self._channel is not None:
+                await self._channel.close()
 
 
 def _channel(target: _Target) -> grpc.aio.Channel:

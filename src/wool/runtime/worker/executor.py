@@ -54,8 +54,9 @@ class RoutineLoop:
         """Have it called there, unless the loop has ended."""
         self._relay.post(callback)
 
-    async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Have it awaited there, unless the loop has ended."""
+    async def run(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
+        """Have a coroutine function run there, unless the loop has ended."""
+        coroutine = function(*args)
         try:
             future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         except RuntimeError:

@@ -41,6 +41,9 @@ class Fetches:
         self._later: dict[int, list[protocol.Response]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def __bool__(self) -> bool:
+        return bool(self._later)
+
     def postpone(self, frame: protocol.Response) -> bool:
         """Have it wait if a payload of its call is being copied. Tells whether it does."""
         later = self._later.get(frame.call)

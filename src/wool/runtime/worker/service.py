@@ -25,7 +25,7 @@ import grpc.aio
 
 import wool
 from wool import protocol
-from wool.runtime.errors import UnexpectedResponse
+from wool.runtime.errors import TransientRpcError, UnexpectedResponse
 from wool.runtime.resourcepool import ResourcePool
 from wool.runtime.serializer import Payload
 from wool.runtime.worker.arena import Shared
@@ -44,10 +44,11 @@ from wool.runtime.worker.framing import (
     pause,
     write_payload,
 )
+from wool.runtime.worker.loopback import Loopback
 from wool.runtime.worker.relay import Relay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from wool.runtime.worker.auth import WorkerCredentials
 
@@ -73,14 +74,22 @@ class Event(NamedTuple):
 
 
 class _Session:
-    """The server half of one client's session."""
+    """The server half of one client's session, one of `group`, which is of this loop."""
 
-    def __init__(self, service: WorkerService, shared: Shared | None = None) -> None:
+    def __init__(
+        self, service: WorkerService, group: _Sessions, shared: Shared | None = None
+    ) -> None:
         self._service = service
+        self._group = group
         self._loop = asyncio.get_running_loop()
-        self._exchange = Exchange(partial(service.replies.post, self._collect))
+        here = self._loop is service.routines.loop
+        self._exchange = Exchange(
+            self._collect if here else partial(service.replies.post, self._collect)
+        )
+        self._post = _call if here else service.routines.post
         context = contextvars.Context()
         context.run(wool.__proxy_pool__.set, service.proxies)
+        context.run(wool.__worker_service__.set, service)
         context.run(CredentialContext(service.credentials).__enter__)
         limit = service.options.max_send_message_length
         loop = service.routines.loop
@@ -91,6 +100,7 @@ class _Session:
         self._open: set[int] = set()
         self._behind: dict[int, list[tuple[str, Payload | protocol.Segment | None]]] = {}
         self._finishing = False
+        self._last = False
         self._client_left = False
         self.lost = False
         self._writable: asyncio.Future[None] | None = None
@@ -100,25 +110,32 @@ class _Session:
 
     async def read(self, requests: AsyncIterator[protocol.RequestBatch]) -> None:
         """Take requests until the client has no more."""
-        last = False
         try:
             async for batch in requests:
-                for frame in batch.frames:
-                    self._receive(frame)
-                if self._exchange.mail:
-                    self._service.routines.post(self._runner.receive)
-                last = last or batch.last
-                while self._crowded() and not self.lost:
-                    self._readable.clear()
-                    await self._readable.wait()
-            self._client_left = last
+                await self.take(batch)
         except UnexpectedResponse as exc:
             logger.warning("A client broke the protocol and is cut off: %s", str(exc))
         finally:
-            if self._client_left:
-                self.finish()
-            else:
-                self.lose()
+            self.end_of_input()
+
+    async def take(self, batch: protocol.RequestBatch) -> None:
+        """Take requests; returns when there is room for more of what comes of them."""
+        for frame in batch.frames:
+            self._receive(frame)
+        if self._exchange.mail:
+            self._post(self._runner.receive)
+        self._last = self._last or batch.last
+        while self._crowded() and not self.lost:
+            self._readable.clear()
+            await self._readable.wait()
+
+    def end_of_input(self) -> None:
+        """The client has no more."""
+        self._client_left = self._last
+        if self._client_left:
+            self.finish()
+        else:
+            self.lose()
 
     def _crowded(self) -> bool:
         largest = self._service.options.max_send_message_length
@@ -163,7 +180,7 @@ class _Session:
             self._refuse(call, DRAINING)
             return
         self._open.add(call)
-        self._service.count(1)
+        self._group.count(1)
         self._exchange.pending[call] = Arrival(task, function, proxy, arguments)
         self._exchange.mail.append((call, "task", None))
 
@@ -236,7 +253,7 @@ class _Session:
     def _answered(self, call: int) -> None:
         if call in self._open:
             self._open.remove(call)
-            self._service.count(-1)
+            self._group.count(-1)
 
     def _wake_writer(self) -> None:
         if self._writable is not None and not self._writable.done():
@@ -285,7 +302,7 @@ class _Session:
         """Give back what has not been taken, cancel the rest, and return when that has ended."""
         for call in list(self._exchange.pending):
             self._give_back(call, "withdraw")
-        await self._service.routines.run(self._runner.close())
+        await self._service.routines.run(self._runner.close)
         self._collect()
 
     async def close(self) -> None:
@@ -293,9 +310,69 @@ class _Session:
         try:
             await self.cancel()
         finally:
-            self._service.count(-len(self._open))
+            self._group.count(-len(self._open))
             self._open.clear()
-            self._service.forget(self)
+            self._group.forget(self)
+
+
+def _call(callback: Callable[[], object]) -> None:
+    callback()
+
+
+class _Sessions:
+    """The sessions that are served on one event loop, and how many tasks they have to answer."""
+
+    def __init__(self) -> None:
+        self._sessions: set[_Session] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self.unanswered = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._gone = asyncio.Event()
+        self._gone.set()
+
+    def __iter__(self) -> Iterator[_Session]:
+        return iter(self._sessions)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def add(self, session: _Session) -> None:
+        self._sessions.add(session)
+        self._gone.clear()
+
+    def count(self, change: int) -> None:
+        """Keep track of how many tasks have not been answered."""
+        if not self.unanswered:
+            self._idle.clear()
+        self.unanswered += change
+        if not self.unanswered:
+            self._idle.set()
+
+    def close_soon(self, session: _Session) -> None:
+        closing = asyncio.create_task(session.close(), name="wool session end")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    def forget(self, session: _Session) -> None:
+        """Take a session that has ended off the list."""
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._gone.set()
+
+    async def drained(self) -> None:
+        """Return when all tasks have been answered."""
+        await self._idle.wait()
+
+    async def cancel(self) -> None:
+        """Cancel what runs, and return when it has ended."""
+        await asyncio.gather(*(session.cancel() for session in self))
+
+    async def end(self) -> None:
+        """Leave all clients, and return when they have left."""
+        for session in self:
+            session.finish()
+        await self._gone.wait()
 
 
 class WorkerService:
@@ -324,16 +401,11 @@ class WorkerService:
             _start_later, finalizer=_stop_proxy, ttl=proxy_ttl
         )
         self._grace = grace
-        self._sessions: set[_Session] = set()
-        self._closing: set[asyncio.Task[None]] = set()
-        self._unanswered = 0
+        self._sessions = _Sessions()
+        self._own = _Sessions()  # Of the routine loop with this worker.
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._events = Event(self._stopping), Event(self._stopped)
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._gone = asyncio.Event()
-        self._gone.set()
         self._until = math.inf
         self._drain: asyncio.Timeout | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -353,13 +425,21 @@ class WorkerService:
         """Set when everything has ended."""
         return self._events[1]
 
-    def count(self, change: int) -> None:
-        """Keep track of how many tasks have not been answered."""
-        if not self._unanswered:
-            self._idle.clear()
-        self._unanswered += change
-        if not self._unanswered:
-            self._idle.set()
+    def loopback(self, address: str) -> Loopback | None:
+        """A stream to this worker if it is at `address` and the routine loop is running this.
+
+        Raises `TransientRpcError` if the worker takes no more tasks.
+        """
+        me = wool.__worker_metadata__
+        if me is None or me.address != address:
+            return None
+        if asyncio.get_running_loop() is not self.routines.loop:
+            return None
+        if self._stopping.is_set():
+            raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, DRAINING)
+        session = _Session(self, self._own)
+        self._own.add(session)
+        return Loopback(session, partial(self._own.close_soon, session))
 
     async def dispatch(
         self,
@@ -376,9 +456,8 @@ class WorkerService:
             if shared is not None:
                 shared.close()
             raise
-        session = _Session(self, shared)
+        session = _Session(self, self._sessions, shared)
         self._sessions.add(session)
-        self._gone.clear()
         reading = asyncio.create_task(session.read(requests), name="wool session reader")
         context.add_done_callback(cast("Any", session.on_done))
         try:
@@ -388,9 +467,7 @@ class WorkerService:
             reading.cancel()
             # A task of its own: gRPC may cancel this one, or stop awaiting it, at any point, and
             # the client need not wait for routines that it has left behind.
-            closing = asyncio.create_task(session.close(), name="wool session end")
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            self._sessions.close_soon(session)
 
     def _share(self, context: grpc.aio.ServicerContext[Any, Any]) -> Shared | None:
         """Take the client's offer of shared memory, if it makes one that can be taken."""
@@ -402,12 +479,6 @@ class WorkerService:
                     largest_out=self.options.max_send_message_length,
                 )
         return None
-
-    def forget(self, session: _Session) -> None:
-        """Take a session that has ended off the list."""
-        self._sessions.discard(session)
-        if not self._sessions:
-            self._gone.set()
 
     async def stop(
         self,
@@ -435,26 +506,28 @@ class WorkerService:
     async def _end(self) -> None:
         try:
             async with asyncio.timeout_at(self._deadline()) as self._drain:
-                await self._idle.wait()
+                await self._everywhere(_Sessions.drained)
         except TimeoutError:
             logger.debug("Cancelling what still runs")
         self._drain = None
         try:
             async with asyncio.timeout(self._grace):
-                await asyncio.gather(*(session.cancel() for session in self._sessions))
+                await self._everywhere(_Sessions.cancel)
         except TimeoutError:
             logger.warning("Routines still run %s s after they were cancelled", self._grace)
-        for session in self._sessions:
-            session.finish()
         try:
             async with asyncio.timeout(FAREWELL):
-                await self._gone.wait()
-                await self.routines.run(self._clear_proxies())
+                await self._everywhere(_Sessions.end)
+                await self.routines.run(self._clear_proxies)
         except TimeoutError:
             logger.warning("Clients, or proxies of theirs, did not end within %s s", FAREWELL)
         await self.routines.stop(1.0)
         self.replies.close()
         self._stopped.set()
+
+    async def _everywhere(self, step: Callable[[_Sessions], Coroutine[Any, Any, None]]) -> None:
+        """Take a step with the sessions of both loops."""
+        await asyncio.gather(step(self._sessions), self.routines.run(step, self._own))
 
     async def _clear_proxies(self) -> None:
         await self.proxies.clear()

@@ -33,7 +33,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import grpc
 import grpc.aio
@@ -66,8 +66,6 @@ if TYPE_CHECKING:
     from wool.runtime.worker.base import ChannelOptions
     from wool.runtime.worker.metadata import WorkerMetadata
 
-    Stream = grpc.aio.StreamStreamCall[Any, protocol.ResponseBatch]
-
 logger = logging.getLogger("wool.session")
 
 HEARTBEAT = 10.0
@@ -83,6 +81,18 @@ DEFINITIONS = 256
 """How many callables and proxies a session keeps numbers for."""
 
 
+class StreamLike(Protocol):
+    """What a session uses of a gRPC call."""
+
+    def write(self, batch: protocol.RequestBatch, /) -> Awaitable[None]: ...
+
+    def done_writing(self) -> Awaitable[None]: ...
+
+    def read(self) -> Awaitable[protocol.ResponseBatch | object]: ...
+
+    def cancel(self) -> object: ...
+
+
 class Placed(NamedTuple):
     """The number of a call to come, and where its arguments lie in the arena."""
 
@@ -93,14 +103,14 @@ class Placed(NamedTuple):
 class Session:
     """An open stream to a worker, for the event loop that opened it.
 
-    `stream` is the gRPC call, past its initial metadata; `shared` is the memory shared with the
-    worker, if any, which the session closes. `ascertain` tells how the worker's
-    process died, if that is known. `on_lost` is called when the stream has broken.
+    `stream` is the gRPC call, past its initial metadata, or what stands for one; `shared` is the
+    memory shared with the worker, if any, which the session closes. `ascertain` tells how the
+    worker's process died, if that is known. `on_lost` is called when the stream has broken.
     """
 
     def __init__(
         self,
-        stream: Stream,
+        stream: StreamLike,
         options: ChannelOptions,
         *,
         shared: Shared | None = None,
