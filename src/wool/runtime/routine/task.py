@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pickle
 import traceback
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from types import FunctionType
 from typing import (
     TYPE_CHECKING,
@@ -385,6 +387,22 @@ class AbsentProxy:
 
     async def dispatch(self, task: Task, *, timeout: float | None = None) -> NoReturn:
         raise TypeError(f"Routine {task.tag} can't be called from another routine: {self._error}")
+
+
+def new_id() -> bytes:
+    """The 16 bytes of an id that no other task has, in this process or another."""
+    return _origin + next(_numbers).to_bytes(8, "big")
+
+
+def _start_numbers() -> None:
+    global _origin, _numbers
+    _origin, _numbers = os.urandom(8), count()
+
+
+_origin: bytes
+_numbers: count[int]
+_start_numbers()
+os.register_at_fork(after_in_child=_start_numbers)
 
 
 def split_callable(arguments: Payload) -> tuple[FunctionType, Payload]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from functools import partial, wraps
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
@@ -13,7 +12,7 @@ from wool.runtime import context, serializer
 from wool.runtime.capture import OPTIONS, ROUTINE
 from wool.runtime.errors import UnexpectedResponse
 from wool.runtime.remote_exception import is_ordinary
-from wool.runtime.routine.task import Task, describe, do_dispatch
+from wool.runtime.routine.task import Task, describe, do_dispatch, new_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
@@ -164,4 +163,4 @@ def _task(
             f"No pool is active for routine {describe(function)}: call it inside "
             "`async with wool.WorkerPool()`"
         )
-    return proxy, Task(os.urandom(16), function, args, kwargs, proxy, prefetch=prefetch)
+    return proxy, Task(new_id(), function, args, kwargs, proxy, prefetch=prefetch)

@@ -288,7 +288,11 @@ class WorkerConnection:
     async def _room(self, task: Task) -> tuple[Session, Placed | None]:
         """The session, open, when it has room for a task, and where its arguments were put."""
         session = await self._open_link().session()
-        return session, await session.room(task) if session.crowded(task) else None
+        placed = await session.room(task) if session.crowded(task) else None
+        if self._closed:
+            session.leave_out(placed)
+            raise self._closed_error()
+        return session, placed
 
     def _ended(self, call: Call) -> None:
         self._calls.discard(call)
@@ -297,7 +301,7 @@ class WorkerConnection:
 
     def _open_link(self) -> _Link:
         if self._closed:
-            raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} is closed")
+            raise self._closed_error()
         loop = asyncio.get_running_loop()
         if self._link is None:
             links = _links_of(loop)
@@ -309,6 +313,9 @@ class WorkerConnection:
         elif loop is not self._loop:
             raise RuntimeError(f"{self!r} belongs to another event loop")
         return self._link
+
+    def _closed_error(self) -> TransientRpcError:
+        return TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} is closed")
 
     def lost(self) -> None:
         """Tell whoever asked that the worker can't be reached, or no longer."""

@@ -287,7 +287,8 @@ class _Execution:
         self._yielded = False
         self._prefetch = 0
         self._closed = False
-        self.task = runner.loop.create_task(self._run(), context=context)
+        # Not by the loop's task factory, which may begin it before it is known here.
+        self.task = asyncio.Task(self._run(), loop=runner.loop, context=context)
 
     def tell(self, kind: str, body: Any) -> None:
         """Pass on what the client asks of it."""

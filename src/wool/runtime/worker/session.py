@@ -191,6 +191,11 @@ class Session:
         segment = await self._place(number, arguments)
         return Placed(number, segment) if segment is not None else None
 
+    def leave_out(self, placed: Placed | None) -> None:
+        """What was placed by `room` is not going to be submitted."""
+        if placed is not None:
+            self._free(placed.number)
+
     def _gate(self, size: int) -> Gate:
         return self._large_gate if size > CHUNK or self._shares(size) else self._small_gate
 
@@ -425,10 +430,13 @@ class Session:
             fetches.shared.arena.free(frame.call)
         elif kind in TERMINAL:
             fetches.shared.arena.end(frame.call)
-        if kind not in ("result", "item") or not getattr(frame, kind).HasField("segment"):
+        if kind not in ("result", "item"):
+            return False
+        payload = getattr(frame, kind)
+        if not payload.HasField("segment"):
             return False
         if frame.call in self._calls:
-            fetches.begin(frame, getattr(frame, kind).segment)
+            fetches.begin(frame, payload.segment)
         else:
             self._release(frame.call)
         return True
@@ -551,8 +559,10 @@ class Session:
         self._writer.cancel()
         self._abandon_calls()
         fetching = self._fetches.cancel() if self._fetches is not None else ()
-        await asyncio.wait([self._reader, self._writer, *fetching])
-        self._unshare()
+        try:
+            await asyncio.wait([self._reader, self._writer, *fetching])
+        finally:
+            self._unshare()
 
     def _abandon_calls(self) -> None:
         for call in list(self._calls.values()):
