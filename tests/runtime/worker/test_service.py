@@ -195,6 +195,7 @@ async def test_client_that_never_reads_stalls(worker: Serving) -> None:
     """What it could have read is bounded, and it is freed of it when it goes."""
     async with raw(worker.address) as client:
         await client.stream.initial_metadata()
+        await eventually(lambda: worker.service._sessions)
         (session,) = worker.service._sessions
         for first in range(1, 2000, 10):
             many = (task_frame(n, routines.make, 100_000) for n in range(first, first + 10))
@@ -233,6 +234,7 @@ async def test_client_that_vanishes_while_it_is_written_to(worker: Serving) -> N
         await client.write(task_frame(1, routines.sleep, "stuck"))
         await client.write(*(task_frame(n, routines.make, MIB) for n in range(2, 30)))
         await eventually(lambda: "stuck started" in routines.log)
+        await eventually(lambda: worker.service._sessions)
         (session,) = worker.service._sessions
         await eventually(lambda: session._outbox.size > MIB)
     await eventually(lambda: "stuck ended" in routines.log)
