@@ -31,6 +31,39 @@ def test_credentials_keep_the_key_to_themselves() -> None:
     assert "the key" not in shown
 
 
+@pytest.fixture
+def paths(tmp_path: Path, credentials: WorkerCredentials) -> list[Path]:
+    paths = [tmp_path / name for name in ("ca.pem", "key.pem", "cert.pem")]
+    contents = (credentials.ca_cert, credentials.worker_key, credentials.worker_cert)
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    return paths
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_file_that_is_not_there_is_named(paths: list[Path], which: int) -> None:
+    paths[which].unlink()
+    with pytest.raises(FileNotFoundError, match=paths[which].name):
+        WorkerCredentials.from_files(*paths)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("content", [b"", b"no PEM", b"-----BEGIN CERTIFICATE-----\nx\n"])
+def test_file_that_is_malformed_is_named(paths: list[Path], which: int, content: bytes) -> None:
+    paths[which].write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{paths[which].name}' holds no PEM"):
+        WorkerCredentials.from_files(*paths)
+
+
+def test_key_of_another_certificate_is_named(paths: list[Path]) -> None:
+    other = trustme.CA().issue_cert("localhost")
+    paths[1].write_bytes(other.private_key_pem.bytes())
+    with pytest.raises(
+        ValueError, match=r"key\.pem' is not that of the certificate in .*cert\.pem"
+    ):
+        WorkerCredentials.from_files(*paths)
+
+
 def test_credentials_from_files(tmp_path: Path, credentials: WorkerCredentials) -> None:
     paths = [tmp_path / name for name in ("ca.pem", "key.pem", "cert.pem")]
     contents = (credentials.ca_cert, credentials.worker_key, credentials.worker_cert)

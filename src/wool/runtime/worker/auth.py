@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -35,8 +36,13 @@ class WorkerCredentials:
         *,
         mutual: bool = True,
     ) -> WorkerCredentials:
-        """Read them from PEM files. Raises `OSError`, which names the file it can't read."""
+        """Read them from PEM files.
+
+        Raises `OSError` or `ValueError`, which name the file: it can't be read, isn't what it
+        should be, or the key is another certificate's.
+        """
         ca, key, cert = map(_read, (ca_path, key_path, cert_path))
+        _check(ca_path, key_path, cert_path)
         return cls(ca, key, cert, mutual)
 
     def server_credentials(self) -> grpc.ServerCredentials:
@@ -55,6 +61,31 @@ class WorkerCredentials:
 def _read(path: str | PathLike[str]) -> bytes:
     with open(path, "rb") as file:
         return file.read()
+
+
+def _check(
+    ca_path: str | PathLike[str], key_path: str | PathLike[str], cert_path: str | PathLike[str]
+) -> None:
+    """What gRPC does not say when it can't use them."""
+    import ssl  # Workers get what has been checked.
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for path in (ca_path, cert_path):
+        try:
+            context.load_verify_locations(path)
+        except ssl.SSLError as exc:
+            raise ValueError(f"{os.fspath(path)!r} holds no PEM certificate: {exc}") from exc
+    try:
+        context.load_cert_chain(cert_path, key_path, password="")
+    except ssl.SSLError as exc:
+        if exc.reason == "KEY_VALUES_MISMATCH":
+            raise ValueError(
+                f"The key in {os.fspath(key_path)!r} is not that of the certificate in "
+                f"{os.fspath(cert_path)!r}"
+            ) from exc
+        raise ValueError(
+            f"{os.fspath(key_path)!r} holds no PEM private key, or one with a password: {exc}"
+        ) from exc
 
 
 _current: ContextVar[WorkerCredentials | None] = ContextVar("credentials", default=None)
