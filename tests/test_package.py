@@ -43,19 +43,24 @@ CONTRACT = [
     "DiscoveryLike",
     "DiscoveryPublisherLike",
     "DiscoverySubscriberLike",
+    "LanDiscovery",
     "LocalDiscovery",
     "PredicateFunction",
     "WorkerMetadata",
     "Factory",
 ]
-"""What the published package has, and in its order, but for `LanDiscovery`, which is to come."""
+"""What the published package has, and in its order."""
 
 OURS = [
+    "AdvertiseHostError",
     "DispatchTimeout",
+    "HandshakeError",
     "PayloadTooLarge",
     "WoolError",
     "WorkerLost",
     "WorkerUnresponsive",
+    "LoopbackAdvertisementWarning",
+    "WoolWarning",
     "__version__",
 ]
 
@@ -87,6 +92,7 @@ PATHS = [
     "wool.runtime.discovery.base.DiscoveryLike",
     "wool.runtime.discovery.base.DiscoveryPublisherLike",
     "wool.runtime.discovery.base.DiscoverySubscriberLike",
+    "wool.runtime.discovery.lan.LanDiscovery",
     "wool.runtime.discovery.local.LocalDiscovery",
     "wool.runtime.worker.pool.WorkerPool",
     "wool.runtime.worker.pool.WorkerProxy",

@@ -21,15 +21,20 @@ if TYPE_CHECKING:
         DiscoverySubscriberLike,
         PredicateFunction,
     )
+    from wool.runtime.discovery.lan import LanDiscovery
     from wool.runtime.discovery.local import LocalDiscovery
     from wool.runtime.errors import (
+        AdvertiseHostError,
         DispatchTimeout,
+        HandshakeError,
+        LoopbackAdvertisementWarning,
         NoWorkersAvailable,
         PayloadTooLarge,
         RpcError,
         TransientRpcError,
         UnexpectedResponse,
         WoolError,
+        WoolWarning,
         WorkerLost,
         WorkerUnresponsive,
     )
@@ -107,17 +112,23 @@ __all__ = [
     "DiscoveryLike",
     "DiscoveryPublisherLike",
     "DiscoverySubscriberLike",
+    "LanDiscovery",
     "LocalDiscovery",
     "PredicateFunction",
     "WorkerMetadata",
     # Typing
     "Factory",
     # Errors
+    "AdvertiseHostError",
     "DispatchTimeout",
+    "HandshakeError",
     "PayloadTooLarge",
     "WoolError",
     "WorkerLost",
     "WorkerUnresponsive",
+    # Warnings
+    "LoopbackAdvertisementWarning",
+    "WoolWarning",
     # About
     "__version__",
 ]
@@ -133,15 +144,20 @@ _HOMES = {
         "DiscoverySubscriberLike",
         "PredicateFunction",
     ),
+    "discovery.lan": ("LanDiscovery",),
     "discovery.local": ("LocalDiscovery",),
     "errors": (
+        "AdvertiseHostError",
         "DispatchTimeout",
+        "HandshakeError",
+        "LoopbackAdvertisementWarning",
         "NoWorkersAvailable",
         "PayloadTooLarge",
         "RpcError",
         "TransientRpcError",
         "UnexpectedResponse",
         "WoolError",
+        "WoolWarning",
         "WorkerLost",
         "WorkerUnresponsive",
     ),

@@ -24,6 +24,18 @@ def _restore(cls: type[WoolError], args: tuple[Any, ...], state: dict[str, Any])
     return error
 
 
+class WoolWarning(UserWarning):
+    """The base of all warnings of wool's own."""
+
+
+class AdvertiseHostError(WoolError):
+    """A worker has no address at which other hosts could reach it."""
+
+
+class LoopbackAdvertisementWarning(WoolWarning):
+    """A worker is announced on the network at an address that only its own host can reach."""
+
+
 class NoWorkersAvailable(WoolError):
     """No admitted worker took the call. It has not run."""
 
@@ -63,6 +75,13 @@ class RpcError(WoolError):
 
 class TransientRpcError(RpcError):
     """The call to a worker failed before the routine ran; another worker, or later, may do."""
+
+
+class HandshakeError(TransientRpcError):
+    """A worker could not be called as TLS failed: whom it trusts, its name, or its dates.
+
+    The worker stays admitted, as what is wrong may be mended here. `details` says what it was.
+    """
 
 
 class DispatchTimeout(TransientRpcError, TimeoutError):

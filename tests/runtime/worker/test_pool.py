@@ -71,6 +71,58 @@ def test_pool_with_factory_of_unknown_signature_is_made() -> None:
     WorkerPool(worker=Factory())
 
 
+class Bound(MemoryDiscovery):
+    """A discovery whose workers must listen on `bind_host`."""
+
+    def __init__(self, bind_host: str) -> None:
+        super().__init__()
+        self.bind_host = bind_host
+
+
+def recording(calls: list[dict[str, Any]]) -> Any:
+    """A factory that takes any options, writes them down and makes no worker."""
+
+    def make(*tags: str, **options: Any) -> Any:
+        calls.append(options)
+        raise LookupError("made nothing")
+
+    return make
+
+
+def deaf(*tags: str, credentials: Any = None) -> Any:
+    raise LookupError("made nothing")
+
+
+@pytest.mark.parametrize("bind_host", ["0.0.0.0", "192.0.2.1"])
+async def test_factory_is_given_the_host_that_the_discovery_asks_for(bind_host: str) -> None:
+    calls: list[dict[str, Any]] = []
+    for factory in (recording(calls), partial(recording(calls), port=5)):
+        with pytest.raises(LookupError):
+            await WorkerPool(size=1, discovery=Bound(bind_host), worker=factory).__aenter__()
+    assert calls == [
+        {"credentials": None, "host": bind_host},
+        {"credentials": None, "host": bind_host, "port": 5},
+    ]
+
+
+@pytest.mark.parametrize("bind_host", ["127.0.0.1", "::1", "localhost"])
+async def test_workers_are_private_where_only_this_host_has_to_reach_them(bind_host: str) -> None:
+    calls: list[dict[str, Any]] = []
+    with pytest.raises(LookupError):
+        await WorkerPool(size=1, discovery=Bound(bind_host), worker=recording(calls)).__aenter__()
+    assert calls == [{"credentials": None}]
+
+
+async def test_factory_that_has_a_host_or_takes_none_is_not_given_one() -> None:
+    calls: list[dict[str, Any]] = []
+    bound = partial(partial(recording(calls), host="10.0.0.1"), port=5)
+    with pytest.raises(LookupError):
+        await WorkerPool(size=1, discovery=Bound("0.0.0.0"), worker=bound).__aenter__()
+    assert calls == [{"credentials": None, "host": "10.0.0.1", "port": 5}]
+    with pytest.raises(LookupError):
+        await WorkerPool(size=1, discovery=Bound("0.0.0.0"), worker=deaf).__aenter__()
+
+
 def test_pool_without_discovery_has_a_namespace() -> None:
     first, second = WorkerPool(size=1), WorkerPool(size=1)
     assert first.namespace is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,13 @@ import grpc.aio
 
 import wool
 from wool import protocol
-from wool.runtime.errors import DispatchTimeout, RpcError, TransientRpcError, UnexpectedResponse
+from wool.runtime.errors import (
+    DispatchTimeout,
+    HandshakeError,
+    RpcError,
+    TransientRpcError,
+    UnexpectedResponse,
+)
 from wool.runtime.worker import fate
 from wool.runtime.worker.arena import ROOM, Arena, Shared, Window
 from wool.runtime.worker.base import ChannelOptions
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
     Stream = grpc.aio.StreamStreamCall[Any, protocol.ResponseBatch]
 
 __all__ = ["RpcError", "TransientRpcError", "UnexpectedResponse", "WorkerConnection"]
+
+logger = logging.getLogger("wool.connection")
 
 OPEN_TIMEOUT = 10.0
 """Seconds for a session to open."""
@@ -55,6 +64,7 @@ class _Link:
         self._session: Session | None = None
         self._opening: asyncio.Task[Session] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
+        self._told: set[str] = set()
 
     @property
     def ready(self) -> Session | None:
@@ -91,10 +101,22 @@ class _Link:
         self._opening = None
         if opening.cancelled():
             return
-        if opening.exception() is None:
+        error = opening.exception()
+        if error is None:
             self._session = opening.result()
+        elif isinstance(error, HandshakeError):
+            self._tell(error)
         else:
             self._lost()
+
+    def _tell(self, error: HandshakeError) -> None:
+        """Log it, once for each reason. The worker is kept: the fault may be this side's."""
+        details = str(error.details)
+        reason = details.partition(":")[0]
+        if reason not in self._told:
+            self._told.add(reason)
+            address = self._target.address
+            logger.warning("No TLS session with the worker at %s: %s", address, details)
 
     def _retire(self) -> None:
         if self._session is not None:
@@ -105,9 +127,10 @@ class _Link:
 
     async def _open(self) -> Session:
         service = wool.__worker_service__.get()
-        own = service.loopback(self._target.address) if service is not None else None
-        if own is not None:
-            return self._session_on(own)
+        if service is not None and self._metadata is not None:
+            own = service.loopback(self._metadata.uid)
+            if own is not None:
+                return self._session_on(own)
         arena = self._arena()
         offer = () if arena is None else ((protocol.ARENA_KEY, arena.offer),)
         stream = protocol.WorkerStub(self.channel).dispatch(metadata=(*protocol.versions(), *offer))

@@ -60,7 +60,7 @@ class LocalWorker(Worker):
             "options": options,
         }
         self._process = WorkerProcess(**self._settings)
-        if host is not None and credentials is None and not _is_loopback(host):
+        if host is not None and credentials is None and not is_loopback(host):
             warnings.warn(
                 f"A worker on {host} without credentials runs code for anyone who can reach "
                 "its port; give it WorkerCredentials",
@@ -108,12 +108,13 @@ class LocalWorker(Worker):
             )
         except RpcError as exc:
             if self._process.alive:
-                logger.warning("%r did not stop when asked to: %s", self, exc)
+                logger.warning("%r did not stop when asked to: %s", self, str(exc))
         finally:
             await connection.close()
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this host can reach who listens there."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

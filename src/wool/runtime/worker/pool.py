@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -16,7 +17,7 @@ from wool.runtime.discovery.local import LocalDiscovery
 from wool.runtime.factory import resolve
 from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
 from wool.runtime.worker.base import WorkerLike
-from wool.runtime.worker.local import LocalWorker
+from wool.runtime.worker.local import LocalWorker, is_loopback
 from wool.runtime.worker.process import START_TIMEOUT
 from wool.runtime.worker.proxy import TagFilter, WorkerProxy
 
@@ -60,9 +61,10 @@ class WorkerPool:
     `tags` are given to the workers; a pool that spawns uses only workers that share a tag with it.
     `lease` caps how many workers the pool uses besides its own; it is no reservation, and omitted
     there is no cap. `worker` makes the workers: a callable `(*tags, credentials=...)` (default:
-    `LocalWorker`). `discovery` and `loadbalancer` are instances, or a `Factory` of one.
-    `shutdown_timeout` bounds leaving, in seconds (None: unbounded); workers that are still there
-    then get a SIGTERM, and a SIGKILL five seconds later.
+    `LocalWorker`); where other hosts must reach them, as `LanDiscovery` says, also with `host=` if
+    it takes that and was not given one. `discovery` and `loadbalancer` are instances, or a
+    `Factory` of one. `shutdown_timeout` bounds leaving, in seconds (None: unbounded); workers that
+    are still there then get a SIGTERM, and a SIGKILL five seconds later.
 
     Without a discovery, other processes of this user may join at `LocalDiscovery(pool.namespace)`.
 
@@ -173,7 +175,13 @@ class WorkerPool:
         return [self._make_worker() for _ in range(self._size)]
 
     def _make_worker(self) -> WorkerLike:
-        worker = (self._worker or LocalWorker)(*self._tags, credentials=self._credentials)
+        make: Any = self._worker or LocalWorker
+        options: dict[str, Any] = {"credentials": self._credentials}
+        host = getattr(self._publisher, "bind_host", None)
+        # A unix socket will do where only this host has to reach the worker.
+        if host is not None and not is_loopback(host) and _asks_for(make, "host"):
+            options["host"] = host
+        worker = make(*self._tags, **options)
         if not isinstance(worker, WorkerLike):
             raise TypeError(f"Expected WorkerLike from {self._worker!r}, got: {worker!r}")
         return worker
@@ -412,6 +420,23 @@ def _check_types(size: object, lease: object, tags: tuple[object, ...]) -> None:
     for tag in tags:
         if not isinstance(tag, str):
             raise TypeError(f"tags must be strings, got {tag!r}")
+
+
+def _asks_for(factory: Callable[..., object], name: str) -> bool:
+    """Whether a factory can be given that keyword argument, and has not been."""
+    while isinstance(factory, partial):
+        if name in factory.keywords:
+            return False
+        factory = factory.func
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(
+        each.kind is each.VAR_KEYWORD
+        or (each.name == name and each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD))
+        for each in parameters
+    )
 
 
 def _check_factory(worker: Callable[..., WorkerLike], tags: tuple[str, ...]) -> None:

@@ -49,6 +49,7 @@ from wool.runtime.worker.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from uuid import UUID
 
     from wool.runtime.worker.auth import WorkerCredentials
 
@@ -425,13 +426,13 @@ class WorkerService:
         """Set when everything has ended."""
         return self._events[1]
 
-    def loopback(self, address: str) -> Loopback | None:
-        """A stream to this worker if it is at `address` and the routine loop is running this.
+    def loopback(self, uid: UUID) -> Loopback | None:
+        """A stream to this worker if that is its uid and the routine loop is running this.
 
         Raises `TransientRpcError` if the worker takes no more tasks.
         """
         me = wool.__worker_metadata__
-        if me is None or me.address != address:
+        if me is None or me.uid != uid:
             return None
         if asyncio.get_running_loop() is not self.routines.loop:
             return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import grpc
 
-from wool.runtime.errors import RpcError, TransientRpcError
+from wool.runtime.errors import HandshakeError, RpcError, TransientRpcError
 
 if TYPE_CHECKING:
     from wool.runtime.worker.base import ChannelOptions, WorkerOptions
@@ -67,6 +68,26 @@ def server_arguments(options: WorkerOptions) -> Arguments:
     ]
 
 
+HANDSHAKE: Final = re.compile(r"handshake|SSL_ERROR|certificate|hostname verification", re.I)
+"""What gRPC says of a failed handshake, for which it has no status of its own."""
+
+CAUSES: Final = {
+    "has expired": "a certificate has expired",
+    "not yet valid": "a certificate is not valid yet",
+    "hostname verification": "the certificate is for another name than the worker's address",
+    "not in peer certificate": "the certificate is for another name than the worker's address",
+    "wrong_version_number": "the worker does not speak TLS",
+    "certificate_required": "the worker wants a certificate of its clients",
+    "unknown_ca": "the worker does not trust the authority of this client's certificate",
+    "verify_failed": "the certificate is of an authority that is not trusted",
+}
+"""In plain words, by what gRPC's text of a failed handshake contains; the first one counts."""
+
+
 def rpc_error(code: grpc.StatusCode | None, details: str | None) -> RpcError:
     """Ours for a status of gRPC's."""
+    if code is grpc.StatusCode.UNAVAILABLE and HANDSHAKE.search(details or ""):
+        text = str(details)
+        cause = next((said for mark, said in CAUSES.items() if mark in text.lower()), "")
+        return HandshakeError(code, f"{cause}: {text}" if cause else text)
     return (TransientRpcError if code in TRANSIENT else RpcError)(code, details)
