@@ -9,9 +9,12 @@ from wool import protocol
 from wool.runtime.typing import Undefined, UndefinedType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
+    from uuid import UUID
 
     from wool.runtime.routine.task import Task
+    from wool.runtime.worker.session import StreamLike
 
 dispatch_timeout: ContextVar[float | None] = ContextVar("dispatch_timeout", default=None)
 """Seconds that a worker may take to accept a call; None is without limit."""
@@ -21,6 +24,12 @@ task: ContextVar[Task | None] = ContextVar("task", default=None)
 
 dispatching: ContextVar[bool] = ContextVar("dispatching", default=True)
 """Whether routines that are called are dispatched, or run where they are called."""
+
+
+loopback: ContextVar[Callable[[UUID], StreamLike | None] | None] = ContextVar(
+    "loopback", default=None
+)
+"""In a routine, what makes a stream to its own worker, by its uid, without gRPC."""
 
 
 class RuntimeContext:

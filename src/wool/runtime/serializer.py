@@ -118,8 +118,8 @@ def dumps(value: object) -> Payload:
 
 def dumps_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
     """Pickle the arguments of a call as they are now, as `(args, kwargs)`."""
-    if not kwargs and _SCALARS.issuperset(map(type, args)):
-        return Payload(pickle.dumps((args, kwargs), _PROTOCOL)) if args else _NO_ARGUMENTS
+    if not kwargs and type(args) is tuple and _SCALARS.issuperset(map(type, args)):
+        return Payload(pickle.dumps((args, {}), _PROTOCOL)) if args else _NO_ARGUMENTS
     if any(map(_is_large, args)) or any(map(_is_large, kwargs.values())):
         place = _placement([*args, *kwargs.values()])
         return _dump((tuple(map(place, args)), {name: place(kwargs[name]) for name in kwargs}))

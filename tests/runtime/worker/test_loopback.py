@@ -11,9 +11,11 @@ import pytest
 import wool
 from tests.runtime.routines import Oops, diary, note, noted
 from tests.support import eventually
+from wool import UnexpectedResponse, protocol
 from wool.runtime.context import RuntimeContext
 from wool.runtime.worker import connection as connections
 from wool.runtime.worker.framing import CHUNK
+from wool.runtime.worker.loopback import Loopback
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -288,3 +290,84 @@ async def on_another_loop(value: int) -> tuple[int, list[tuple[bool, int]]]:
 @pytest.mark.usefixtures("pool")
 async def test_other_loops_in_a_worker_go_through_the_socket() -> None:
     assert await on_another_loop(5) == (5, [(True, 0)])
+
+
+@wool.routine
+async def turns_beside(size: int) -> tuple[int, int]:
+    """How often this loop runs, and the longest that it doesn't, in ms, while a value is echoed."""
+    loop, turns, longest = asyncio.get_running_loop(), 0, 0.0
+    call = asyncio.ensure_future(echo(bytes(size)))
+    before = loop.time()
+    while not call.done():
+        await asyncio.sleep(0)
+        now = loop.time()
+        turns, longest, before = turns + 1, max(longest, now - before), now
+    await call
+    return turns, round(longest * 1000)
+
+
+@pytest.mark.usefixtures("pool")
+async def test_large_payload_lets_others_run() -> None:
+    turns, _ = await turns_beside(32 * MIB)
+    assert turns > 2 * 32 * MIB // CHUNK
+
+
+@wool.routine
+async def wait_forever(log: str) -> None:
+    note(log, "inner")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        for i in range(5):
+            await asyncio.sleep(0.02)
+            note(log, i)
+
+
+@wool.routine
+async def wait_for_it(log: str, depth: int) -> None:
+    await (wait_for_it(log, depth - 1) if depth else wait_forever(log))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+async def test_stop_cancels_a_nested_routine_once(tmp_path: Path, depth: int) -> None:
+    """The stop reaches it directly, and through whoever awaits it: that is one cancellation."""
+    log = str(tmp_path / "log")
+    worker = wool.LocalWorker()
+    await worker.start()
+    assert worker.metadata is not None
+    async with wool.WorkerProxy(workers=[worker.metadata]):
+        call = asyncio.create_task(wait_for_it(log, depth))
+        await eventually(lambda: noted(log))
+        await worker.stop()
+        with pytest.raises((asyncio.CancelledError, wool.WorkerLost)):
+            await call
+    assert noted(log) == ["inner", *map(str, range(5))]
+
+
+async def test_stream_that_is_over_takes_nothing() -> None:
+    class Half:
+        taken = 0
+        lost = False
+
+        async def take(self, batch: protocol.RequestBatch) -> None:
+            self.taken += 1
+            if batch.last:
+                raise UnexpectedResponse("a frame of no kind")
+
+        def end_of_input(self) -> None: ...
+
+        async def batches(self) -> AsyncIterator[protocol.ResponseBatch]:
+            yield protocol.ResponseBatch()
+
+        def lose(self) -> None:
+            self.lost = True
+
+    half, closed = Half(), []
+    stream = Loopback(half, lambda: closed.append(1))
+    await stream.write(protocol.RequestBatch())
+    await stream.write(protocol.RequestBatch(last=True))
+    assert half.lost
+    with pytest.raises(asyncio.InvalidStateError):
+        await stream.write(protocol.RequestBatch())
+    stream.cancel()
+    assert (half.taken, closed) == (2, [1])

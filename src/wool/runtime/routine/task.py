@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 LARGEST_DEFINITION = 64 * 1024
 """Bytes of a callable above which it travels with the arguments, not as a definition."""
 
-AS_IT_IS = RuntimeContext()
-"""The context of tasks that came without one: it sets nothing, so many can have it."""
-
 
 @runtime_checkable
 class WorkerProxyLike(Protocol):
@@ -133,7 +130,7 @@ class Task:
         self.timeout = timeout
         self.caller = caller
         self.exception = exception
-        self.tag = tag or describe(callable)
+        self.tag = describe(callable) if tag is None else tag
         self.prefetch = prefetch
         self._id = id
         self._context = context
@@ -320,6 +317,8 @@ class Task:
         else:
             loaded = serializer.loads(arguments)
         args, kwargs = loaded
+        if len(header.id) != 16:
+            raise UnexpectedResponse(f"A task came with an id of {len(header.id)} bytes")
         task = cls(
             id=header.id,
             callable=callable,
@@ -328,12 +327,13 @@ class Task:
             proxy=proxy,
             timeout=header.timeout,
             tag=header.tag,
-            context=RuntimeContext.from_protobuf(header.context)
-            if header.HasField("context")
-            else AS_IT_IS,
             prefetch=header.prefetch,
         )
         task.caller = UUID(bytes=header.caller) if header.caller else None
+        task._dispatch_timeout = Undefined
+        if header.HasField("context"):
+            task._context = RuntimeContext.from_protobuf(header.context)
+            task._dispatch_timeout = task._context.dispatch_timeout
         return task
 
 

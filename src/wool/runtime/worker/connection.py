@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import grpc
 import grpc.aio
 
-import wool
 from wool import protocol
+from wool.runtime import context
 from wool.runtime.errors import (
     DispatchTimeout,
     HandshakeError,
@@ -126,14 +126,15 @@ class _Link:
             self._session = None
 
     async def _open(self) -> Session:
-        service = wool.__worker_service__.get()
-        if service is not None and self._metadata is not None:
-            own = service.loopback(self._metadata.uid)
+        loopback = context.loopback.get()
+        if loopback is not None and self._metadata is not None:
+            own = loopback(self._metadata.uid)
             if own is not None:
                 return self._session_on(own)
+        stub = protocol.WorkerStub(self.channel)
         arena = self._arena()
         offer = () if arena is None else ((protocol.ARENA_KEY, arena.offer),)
-        stream = protocol.WorkerStub(self.channel).dispatch(metadata=(*protocol.versions(), *offer))
+        stream = stub.dispatch(metadata=(*protocol.versions(), *offer))
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
                 answer = dict(await stream.initial_metadata() or ())

@@ -3,8 +3,9 @@
 gRPC is served on the process's main thread, so a routine that blocks its loop never keeps the
 worker from answering. The two loops share three things per session, each with one producer and
 one consumer: `pending` (tasks that have arrived), `mail` (everything else, in order) and
-`replies`. A task belongs to whichever side pops it from `pending`: this one, when it takes the
-first step of running it, or the gRPC side, to give it back unrun.
+`replies`; of the worker's session with itself both sides are here. A task belongs to whichever side
+pops it from `pending`: this one, when it takes the first step of running it, or the serving side,
+to give it back unrun.
 """
 
 from __future__ import annotations
@@ -42,12 +43,14 @@ REPLIES = 64
 class RoutineLoop:
     """An event loop on a thread of its own."""
 
+    _relay: Relay
+
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self._relay = Relay(self.loop)
         self._thread = threading.Thread(target=self._main, name="wool routines", daemon=True)
 
     def start(self) -> None:
+        self._relay = Relay(self.loop)
         self._thread.start()
 
     def post(self, callback: Callable[[], object]) -> None:
@@ -252,7 +255,7 @@ class Runner:
                 executions = list(self._running.values())
                 for execution in executions:
                     if not execution.cancelled:
-                        execution.cancel()
+                        execution.stop()
                 await asyncio.wait([execution.task for execution in executions])
         finally:
             if self._shared is not None:
@@ -270,6 +273,7 @@ class _Execution:
         "_prefetch",
         "_requests",
         "_runner",
+        "_stopped",
         "_tag",
         "_yielded",
         "cancelled",
@@ -287,14 +291,16 @@ class _Execution:
         self._yielded = False
         self._prefetch = 0
         self._closed = False
+        self._stopped = False
         # Not by the loop's task factory, which may begin it before it is known here.
         self.task = asyncio.Task(self._run(), loop=runner.loop, context=context)
 
     def tell(self, kind: str, body: Any) -> None:
         """Pass on what the client asks of it."""
         if kind == "cancel":
-            if self.cancel():
+            if self._stopped or self.cancel():
                 self._send("cancelling")
+            self._stopped = False
         elif kind == "close" and self._prefetch and self._arrived is None:
             self._send("cancelling")
             if not self._closed and not self.cancelled:
@@ -307,6 +313,11 @@ class _Execution:
             if self._arrived is not None and not self._arrived.done():
                 self._arrived.set_result(None)
 
+    def stop(self) -> None:
+        """Cancel it as the worker stops; so does, then, whoever waits for it, by the same token."""
+        self.cancel()
+        self._stopped = self._entered
+
     def cancel(self) -> bool:
         """Tells whether that interrupts the routine."""
         self.cancelled = True
@@ -318,9 +329,7 @@ class _Execution:
     async def _run(self) -> None:
         self._entered = True
         try:
-            arrival = self._runner.claim(self._call)
-            if arrival is not None:
-                await self._execute(arrival)
+            await self._execute(self._runner.claim(self._call))
         except GeneratorExit as exc:
             with contextlib.suppress(RuntimeError):  # There is no loop, and it isn't the routine's.
                 self._fail(exc)
@@ -329,7 +338,9 @@ class _Execution:
         finally:
             self._runner.finished(self._call)
 
-    async def _execute(self, arrival: Arrival) -> None:
+    async def _execute(self, arrival: Arrival | None) -> None:
+        if arrival is None:
+            return
         self._tag = arrival.header.tag
         self._prefetch = arrival.header.prefetch
         if self.cancelled:
@@ -338,6 +349,7 @@ class _Execution:
         if not isinstance(arguments, Payload):
             arguments = await self._runner.take(self._call, arguments)
         task = arrival.load(arguments)
+        del arrival, arguments  # What came need not last as long as the routine.
         async with task.execution() as start:
             if is_generator(task.callable):
                 await (self._run_ahead if self._prefetch else self._stream)(start())

@@ -1,13 +1,24 @@
-"""A worker's stream to itself, for calls that its routines make and that it gets to run."""
+"""A worker's stream to itself, for calls that its routines make and that it gets to run.
+
+Both halves of such a session are on the routine loop. Where gRPC would let that loop go on, while a
+large payload is under way, so does this.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import TYPE_CHECKING, Protocol
+
+from wool.runtime.errors import UnexpectedResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from wool import protocol
+
+
+logger = logging.getLogger("wool.service")
 
 
 class ServerHalf(Protocol):
@@ -36,7 +47,15 @@ class Loopback:
         self._over = False
 
     async def write(self, batch: protocol.RequestBatch) -> None:
-        await self._server.take(batch)
+        """Raises `asyncio.InvalidStateError` if the stream is over, as gRPC does."""
+        if self._over:
+            raise asyncio.InvalidStateError("the stream is over")
+        try:
+            await self._server.take(batch)
+        except UnexpectedResponse as exc:
+            logger.warning("A routine's session with its own worker is cut off: %s", str(exc))
+            self.cancel()
+        await _breathe(batch)
 
     async def done_writing(self) -> None:
         self._server.end_of_input()
@@ -44,10 +63,12 @@ class Loopback:
     async def read(self) -> protocol.ResponseBatch | None:
         """What comes next; None at the end."""
         try:
-            return await anext(self._batches)
+            batch = await anext(self._batches)
         except StopAsyncIteration:
             self.cancel()
             return None
+        await _breathe(batch)
+        return batch
 
     def cancel(self) -> None:
         """End it, in whatever state it is."""
@@ -55,3 +76,9 @@ class Loopback:
             self._over = True
             self._server.lose()
             self._close()
+
+
+async def _breathe(batch: protocol.RequestBatch | protocol.ResponseBatch) -> None:
+    """Let others run after a piece of a large payload."""
+    if batch.frames and batch.frames[-1].HasField("chunk"):
+        await asyncio.sleep(0)

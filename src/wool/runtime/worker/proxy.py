@@ -278,9 +278,9 @@ class WorkerProxy:
         """
         running = self._running or await self._run_later()
         running.check_loop(self)
+        task.encode()  # Arguments are copied before anything is waited for.
         while True:
             if not running.context.workers:
-                task.encode()  # Arguments are copied before anything is waited for.
                 await running.first_worker(self)
             try:
                 return await running.balancer.dispatch(

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Relay:
         self._posted: deque[Callable[[], object]] = deque()
         self._rung = False
         self._closing = threading.Lock()
-        self._ends = _eventfd() if sys.platform == "linux" else _pipe()
+        self._ends = _eventfd() if hasattr(os, "eventfd") else _pipe()
         loop.add_reader(self._ends[0], self._answer)
 
     def post(self, callback: Callable[[], object]) -> None:
@@ -44,10 +45,11 @@ class Relay:
                 os.write(self._ends[-1], _ONE)
 
     def _answer(self) -> None:
-        os.read(self._ends[0], len(_ONE))
+        with suppress(BlockingIOError):  # A loop that was interrupted may ask twice.
+            os.read(self._ends[0], len(_ONE))
         self._rung = False
         try:
-            while self._posted:
+            for _ in range(len(self._posted)):
                 self._posted.popleft()()
         finally:
             if self._posted:

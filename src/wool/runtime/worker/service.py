@@ -4,7 +4,8 @@ A session's requests are read by one task, its responses are written by the RPC'
 async generator; between the two stands the routine loop, which runs the tasks (see `executor`).
 This half never waits for that loop to decide anything: it refuses tasks while the worker drains,
 gives back those that the routine loop has not taken, and reads on unless more responses than may
-(see `framing`) wait for a client that doesn't read.
+(see `framing`) wait for a client that doesn't read. The session of the routine loop with its own
+worker is the exception: there is no gRPC in it (see `loopback`), and both halves are on that loop.
 
 Input that ends without `last` is a lost client, and what runs for it is cancelled. A session that
 ends in order is left by the side that goes first with `last`; the handler returns only when the
@@ -25,6 +26,7 @@ import grpc.aio
 
 import wool
 from wool import protocol
+from wool.runtime import context as ambient
 from wool.runtime.errors import TransientRpcError, UnexpectedResponse
 from wool.runtime.resourcepool import ResourcePool
 from wool.runtime.serializer import Payload
@@ -90,7 +92,7 @@ class _Session:
         self._post = _call if here else service.routines.post
         context = contextvars.Context()
         context.run(wool.__proxy_pool__.set, service.proxies)
-        context.run(wool.__worker_service__.set, service)
+        context.run(ambient.loopback.set, service.loopback)
         context.run(CredentialContext(service.credentials).__enter__)
         limit = service.options.max_send_message_length
         loop = service.routines.loop
@@ -116,6 +118,7 @@ class _Session:
                 await self.take(batch)
         except UnexpectedResponse as exc:
             logger.warning("A client broke the protocol and is cut off: %s", str(exc))
+            self.lose()
         finally:
             self.end_of_input()
 
@@ -527,8 +530,11 @@ class WorkerService:
         self._stopped.set()
 
     async def _everywhere(self, step: Callable[[_Sessions], Coroutine[Any, Any, None]]) -> None:
-        """Take a step with the sessions of both loops."""
-        await asyncio.gather(step(self._sessions), self.routines.run(step, self._own))
+        """Take a step with all sessions. The routine loop may be busy, and have none."""
+        steps = [step(self._sessions)]
+        if len(self._own):
+            steps.append(self.routines.run(step, self._own))
+        await asyncio.gather(*steps)
 
     async def _clear_proxies(self) -> None:
         await self.proxies.clear()

@@ -1,4 +1,4 @@
-"""The client half of the stream: many calls over one gRPC call.
+"""The client half of the stream: many calls over one gRPC call, or what stands for it (`loopback`).
 
 A session has one reader and one writer. `submit` queues a task; the writer sends whatever is
 queued as one batch as soon as the last write is done, so a lone call leaves at once and a burst
