@@ -29,6 +29,7 @@ import wool  # noqa: F401  (so that all of its exceptions are defined)
 from wool.runtime import capture, remote_exception, serializer
 from wool.runtime.errors import (
     DispatchTimeout,
+    HandshakeError,
     NoWorkersAvailable,
     PayloadTooLarge,
     RpcError,
@@ -1428,6 +1429,7 @@ SAMPLES: dict[type[WoolError], tuple[object, ...]] = {
     WorkerUnresponsive: (METADATA, "no answer"),
     RpcError: (grpc.StatusCode.INTERNAL, "details"),
     TransientRpcError: (grpc.StatusCode.UNAVAILABLE, "details"),
+    HandshakeError: (grpc.StatusCode.UNAVAILABLE, "a certificate has expired"),
     DispatchTimeout: (None, "after 1 s"),
     PayloadTooLarge: ("The arguments", 10, "max_send_message_length", 5),
 }
