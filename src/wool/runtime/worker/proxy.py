@@ -105,8 +105,7 @@ class WorkerProxy:
             discovery = ReducibleAsyncIterator(
                 [DiscoveryEvent("worker-added", metadata) for metadata in workers]
             )
-        self._id = uuid4()
-        self._hash = hash(self._id)
+        self._identify(uuid4())
         self._discovery = discovery
         self._loadbalancer = loadbalancer
         self._credentials = credentials
@@ -126,6 +125,10 @@ class WorkerProxy:
                     UserWarning,
                     stacklevel=2,
                 )
+
+    def _identify(self, id: UUID) -> None:
+        self._id = id
+        self._hash = hash(id)  # Asked for twice by every call.
 
     def _strategies(self) -> tuple[tuple[str, Any, type], ...]:
         return (
@@ -321,7 +324,7 @@ def _restore(
     revision: int,
 ) -> WorkerProxy:
     proxy = WorkerProxy(discovery=discovery, loadbalancer=loadbalancer, lease=lease)
-    proxy._id, proxy._hash = id, hash(id)
+    proxy._identify(id)
     proxy._reserved = reserved
     proxy._revision = revision
     proxy._lazy = True
