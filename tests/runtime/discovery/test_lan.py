@@ -20,7 +20,7 @@ import wool
 from tests.conformance.discovery import Consumer, make_worker
 from tests.support import eventually
 from wool.runtime.discovery import txt
-from wool.runtime.discovery.lan import LanDiscovery, LanIteration, LanPublisher, service_type
+from wool.runtime.discovery.lan import LanDiscovery, LanPublisher, service_type
 from wool.runtime.worker.base import ChannelOptions
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ async def test_publisher_must_be_entered_once() -> None:
 async def test_closing_leaves_nothing(discovery: LanDiscovery) -> None:
     process = psutil.Process()
     threads, descriptors = threading.active_count(), process.num_fds()
-    iterator = LanIteration(discovery.subscriber)
+    iterator = aiter(discovery.subscriber)
     async with discovery.publisher as publisher:
         await publisher.publish("worker-added", make_worker())
         await anext(iterator)
@@ -254,7 +254,7 @@ async def test_iteration_that_is_dropped_is_closed(
     process = psutil.Process()
     descriptors = process.num_fds()
     await publisher.publish("worker-added", make_worker())
-    iterator = LanIteration(discovery.subscriber)
+    iterator = aiter(discovery.subscriber)
     await anext(iterator)
     assert process.num_fds() > descriptors
     del iterator
@@ -266,7 +266,7 @@ async def test_iteration_that_is_dropped_is_closed(
 async def test_wait_that_is_cancelled_harms_no_iteration(
     discovery: LanDiscovery, publisher: LanPublisher
 ) -> None:
-    iterator = LanIteration(discovery.subscriber)
+    iterator = aiter(discovery.subscriber)
     for _ in range(3):
         waiting = asyncio.create_task(anext(iterator))
         await asyncio.sleep(0)

@@ -13,15 +13,14 @@ import hashlib
 import logging
 import pickle
 import time
-import weakref
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import UUID, uuid4
 
 from wool.runtime.discovery import addresses, txt
-from wool.runtime.discovery.base import Discovery, DiscoveryEvent
-from wool.runtime.discovery.filtering import EventFilter, dump_filter, load_filter
+from wool.runtime.discovery.base import Discovery
+from wool.runtime.discovery.filtering import dump_filter, load_filter
+from wool.runtime.discovery.iteration import Collector, Iteration
 from wool.runtime.serializer import to_bytes
 
 if TYPE_CHECKING:
@@ -167,97 +166,26 @@ class LanSubscriber:
     def __reduce__(self) -> tuple[Any, ...]:
         return _subscriber, (self.service_type, dump_filter(self.filter))
 
-    def __aiter__(self) -> LanIteration:
-        return LanIteration(self)
+    def __aiter__(self) -> Iteration:
+        return Iteration(partial(_Browser, self.service_type), self.filter)
 
 
-class LanIteration:
-    """One consumer's events: first those who are there, then what changes.
-
-    Holds nothing before the first event is asked for, and ends when it is closed or collected.
-    Cancelling the wait for an event does it no harm.
-    """
-
-    def __init__(self, subscriber: LanSubscriber) -> None:
-        self._service_type = subscriber.service_type
-        self._filter = EventFilter(subscriber.filter)
-        self._browser: _Browser | None = None
-        self._closed = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> DiscoveryEvent:
-        while not self._closed:
-            if self._browser is None:
-                self._browser = _Browser(self._service_type)
-                self._finalizer = weakref.finalize(self, self._browser.abandon)
-                self._finalizer.atexit = False
-            if not self._browser.events:
-                await self._browser.news()
-                continue
-            event = self._filter.apply(self._browser.events.popleft())
-            if event is not None:
-                return event
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        """End the iteration, also for who waits for its next event."""
-        self._closed = True
-        if self._browser is not None and self._finalizer.detach():
-            await self._browser.close()
-
-
-class _Browser:
+class _Browser(Collector):
     """Follows what is announced, and reads the records of each worker."""
 
     def __init__(self, service_type: str) -> None:
         from zeroconf.asyncio import AsyncServiceBrowser
 
-        self.events: deque[DiscoveryEvent] = deque()
-        self._loop = asyncio.get_running_loop()
-        self._seen: dict[str, WorkerMetadata] = {}
+        super().__init__()
         self._reading: dict[str, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._waiter: asyncio.Future[None] | None = None
         self._zeroconf = _open()
         self._browser = AsyncServiceBrowser(
             self._zeroconf.zeroconf, service_type, handlers=[self._changed]
         )
 
-    async def news(self) -> None:
-        """Return when there is an event, or no more."""
-        self._waiter = self._loop.create_future()
-        await self._waiter
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def abandon(self) -> None:
-        """Have it closed, from any thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._close_soon)
-
-    def _close_soon(self) -> None:
-        self._keep(self.close())
-
-    async def close(self) -> None:
-        self._wake()
-        reading = set(self._reading.values())
-        for task in reading:
-            task.cancel()
-        try:
-            await asyncio.gather(*reading, return_exceptions=True)
-        finally:
-            await self._browser.async_cancel()
-            await self._zeroconf.async_close()
-
-    def _keep(self, coroutine: Any) -> asyncio.Task[None]:
-        task = self._loop.create_task(coroutine, name="wool lan discovery")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    async def release(self) -> None:
+        await self._browser.async_cancel()
+        await self._zeroconf.async_close()
 
     def _changed(
         self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
@@ -266,9 +194,9 @@ class _Browser:
         if (task := self._reading.pop(name, None)) is not None:
             task.cancel()
         if state_change.name == "Removed":
-            self._take(name, None)
+            self.take(name, None)
         else:
-            self._reading[name] = self._keep(self._read(service_type, name))
+            self._reading[name] = self.spawn(self._read(service_type, name))
 
     async def _read(self, service_type: str, name: str) -> None:
         from zeroconf.asyncio import AsyncServiceInfo
@@ -284,21 +212,8 @@ class _Browser:
         except ValueError as exc:
             logger.warning("The record of %s can't be read and is skipped: %s", name, exc)
         else:
-            self._take(name, metadata)
+            self.take(name, metadata)
         del self._reading[name]
-
-    def _take(self, name: str, new: WorkerMetadata | None) -> None:
-        old = self._seen.pop(name, None)
-        if new is not None:
-            self._seen[name] = new
-        if new == old:
-            return
-        if new is None:
-            assert old is not None
-            self.events.append(DiscoveryEvent("worker-dropped", old))
-        else:
-            self.events.append(DiscoveryEvent("worker-updated" if old else "worker-added", new))
-        self._wake()
 
 
 def _metadata(info: ServiceInfo) -> WorkerMetadata:
