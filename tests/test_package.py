@@ -52,6 +52,10 @@ CONTRACT = [
 """What the published package has, and in its order."""
 
 OURS = [
+    "LeastLoadedLoadBalancer",
+    "WorkerCredentialsProvider",
+    "DnsDiscovery",
+    "RedisDiscovery",
     "AdvertiseHostError",
     "DispatchTimeout",
     "HandshakeError",

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from wool.runtime.resourcepool import ResourcePool
     from wool.runtime.routine.task import Task, TaskException, WorkerProxyLike, current_task
     from wool.runtime.routine.wrapper import routine
+    from wool.runtime.loadbalancer.leastloaded import LeastLoadedLoadBalancer
     from wool.runtime.serializer import Serializer
     from wool.runtime.typing import Factory
     from wool.runtime.worker.auth import WorkerCredentials
@@ -90,6 +91,7 @@ __all__ = [
     "LoadBalancerLike",
     "NoWorkersAvailable",
     "RoundRobinLoadBalancer",
+    "LeastLoadedLoadBalancer",
     # Routines
     "Serializer",
     "Task",
@@ -175,6 +177,7 @@ _HOMES = {
     "worker.pool": ("WorkerPool",),
     "worker.proxy": ("WorkerProxy",),
     "worker.service": ("WorkerService",),
+    "loadbalancer.leastloaded": ("LeastLoadedLoadBalancer",),
 }
 """The modules, below `wool.runtime`, of the public names. Each is loaded when first asked for."""
 

@@ -46,8 +46,11 @@ def worker(number: int, address: str = "unix:/w") -> WorkerMetadata:
 class FakeConnection:
     """A worker that answers every task with its own number, or with `error`.
 
-    `then` is called on each dispatch; while `gate` is not set, a dispatch hangs.
+    `then` is called on each dispatch; while `gate` is not set, a dispatch hangs. `in_flight` is
+    for the test to set.
     """
+
+    in_flight = 0
 
     def __init__(
         self,

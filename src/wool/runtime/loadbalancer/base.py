@@ -5,19 +5,26 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from wool.runtime.errors import NoWorkersAvailable
+from wool.runtime.errors import NoWorkersAvailable, RpcError, TransientRpcError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from uuid import UUID
 
     from wool.runtime.routine.task import Task
     from wool.runtime.worker.metadata import WorkerMetadata
 
+    Entry = tuple[WorkerMetadata, "ConnectionLike"]
+
 
 @runtime_checkable
 class ConnectionLike(Protocol):
     """A way to one worker."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many tasks have been handed to it that have not ended."""
+        ...
 
     async def dispatch(self, task: Task, *, timeout: float | None = None) -> AsyncIterator[Any]:
         """The results of `task`, once the worker has taken it, within `timeout` seconds.
@@ -119,10 +126,70 @@ class LoadBalancerContext:
             self._workers = None
 
 
+class TaggedContext:
+    """The workers of a context that have all of `tags`."""
+
+    def __init__(self, context: LoadBalancerContextLike, tags: frozenset[str]) -> None:
+        self.tags = tags
+        self._context = context
+        self._all: Mapping[WorkerMetadata, ConnectionLike] | None = None
+        self._workers: Mapping[WorkerMetadata, ConnectionLike] = MappingProxyType({})
+
+    def __repr__(self) -> str:
+        return f"<TaggedContext {len(self.workers)} workers with {sorted(self.tags)}>"
+
+    @property
+    def workers(self) -> Mapping[WorkerMetadata, ConnectionLike]:
+        everyone = self._context.workers
+        if everyone is not self._all:
+            self._all = everyone
+            self._workers = MappingProxyType(
+                {each: way for each, way in everyone.items() if self.tags <= each.tags}
+            )
+        return self._workers
+
+    def add_worker(self, metadata: WorkerMetadata, connection: ConnectionLike) -> None:
+        self._context.add_worker(metadata, connection)
+
+    def update_worker(
+        self, metadata: WorkerMetadata, connection: ConnectionLike, *, upsert: bool = False
+    ) -> None:
+        self._context.update_worker(metadata, connection, upsert=upsert)
+
+    def remove_worker(self, metadata: WorkerMetadata) -> None:
+        self._context.remove_worker(metadata)
+
+
+async def first_to_take(
+    task: Task,
+    choices: Iterator[Entry],
+    context: LoadBalancerContextLike,
+    timeout: float | None,
+) -> AsyncIterator[Any]:
+    """Hand a task to the first of `choices` that takes it, as a load balancer must.
+
+    Each is asked for when the one before it has failed.
+    """
+    error: RpcError | None = None
+    for metadata, connection in choices:
+        try:
+            return await connection.dispatch(task, timeout=timeout)
+        except TransientRpcError as exc:
+            error = exc
+        except RpcError as exc:
+            error = exc
+            context.remove_worker(metadata)
+    refusal = NoWorkersAvailable()
+    if error is None:
+        raise refusal
+    raise NoWorkersAvailable(f"{refusal}: {str(error) or type(error).__name__}") from error
+
+
 __all__ = [
     "ConnectionLike",
     "LoadBalancerContext",
     "LoadBalancerContextLike",
     "LoadBalancerLike",
     "NoWorkersAvailable",
+    "first_to_take",
 ]

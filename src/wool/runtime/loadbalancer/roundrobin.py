@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from wool.runtime.errors import NoWorkersAvailable, RpcError, TransientRpcError
+from wool.runtime.loadbalancer.base import first_to_take
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
     from uuid import UUID
 
-    from wool.runtime.loadbalancer.base import ConnectionLike, LoadBalancerContextLike
+    from wool.runtime.loadbalancer.base import ConnectionLike, Entry, LoadBalancerContextLike
     from wool.runtime.routine.task import Task
     from wool.runtime.worker.metadata import WorkerMetadata
 
-    Order = tuple[tuple[WorkerMetadata, ConnectionLike], ...]
+    Order = tuple[Entry, ...]
 
 
 class RoundRobinLoadBalancer:
@@ -31,30 +31,20 @@ class RoundRobinLoadBalancer:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
 
-    async def dispatch(
+    def dispatch(
         self, task: Task, *, context: LoadBalancerContextLike, timeout: float | None = None
-    ) -> AsyncIterator[Any]:
+    ) -> Coroutine[Any, Any, AsyncIterator[Any]]:
+        return first_to_take(task, self._turns(context), context, timeout)
+
+    def _turns(self, context: LoadBalancerContextLike) -> Iterator[Entry]:
         rotation = self._rotations.get(context)
         if rotation is None:
             rotation = self._rotations[context] = _Rotation()
-        error: RpcError | None = None
         order, start = rotation.begin(context.workers)
         for i in range(start, start + len(order)):
             entry = rotation.turn(context.workers, order[i % len(order)][0].uid)
-            if entry is None:
-                continue
-            metadata, connection = entry
-            try:
-                return await connection.dispatch(task, timeout=timeout)
-            except TransientRpcError as exc:
-                error = exc
-            except RpcError as exc:
-                error = exc
-                context.remove_worker(metadata)
-        refusal = NoWorkersAvailable()
-        if error is None:
-            raise refusal
-        raise NoWorkersAvailable(f"{refusal}: {str(error) or type(error).__name__}") from error
+            if entry is not None:
+                yield entry
 
 
 class _Rotation:
@@ -71,9 +61,7 @@ class _Rotation:
         self._follow(workers)
         return self._order, self._next
 
-    def turn(
-        self, workers: Mapping[WorkerMetadata, ConnectionLike], uid: UUID
-    ) -> tuple[WorkerMetadata, ConnectionLike] | None:
+    def turn(self, workers: Mapping[WorkerMetadata, ConnectionLike], uid: UUID) -> Entry | None:
         """The worker's turn, as it is now; None if it has left."""
         self._follow(workers)
         place = self._places.get(uid)

@@ -69,7 +69,7 @@ class Task:
     current one), `tag` says where the routine is defined (`module.qualname:line`), `context` is the
     `RuntimeContext` at the call, and `timeout`, in seconds, is for information. `exception` is set
     when it has raised. `prefetch` is how many values an async generator may be ahead of its
-    consumer.
+    consumer. `tags` are those that a worker must have to be given it; they don't travel.
 
     Raises `TypeError` if `proxy` isn't one.
     """
@@ -93,6 +93,7 @@ class Task:
         "proxy_dump",
         "proxy_error",
         "tag",
+        "tags",
         "timeout",
     )
 
@@ -118,6 +119,7 @@ class Task:
         tag: str | None = None,
         context: RuntimeContext | None = None,
         prefetch: int = 0,
+        tags: frozenset[str] = frozenset(),
     ) -> None:
         if not (hasattr(proxy, "dispatch") and hasattr(proxy, "id")):
             raise TypeError(f"proxy must conform to WorkerProxyLike, got {type(proxy)}")
@@ -132,6 +134,7 @@ class Task:
         self.exception = exception
         self.tag = describe(callable) if tag is None else tag
         self.prefetch = prefetch
+        self.tags = tags
         self._id = id
         self._context = context
         self._dispatch_timeout = (

@@ -361,6 +361,7 @@ class WorkerConnection:
         """Leave for good; calls that run may end within `timeout` seconds (None: however long).
 
         Those that don't are cancelled. A session that other connections of this loop share stays
+        self._waiting = 0
         open.
         """
         self._closed = True
@@ -370,6 +371,11 @@ class WorkerConnection:
         link.connections.discard(self)
         if link.connections:
             await self._drain(timeout)
+    @property
+    def in_flight(self) -> int:
+        """How many tasks have been handed to it that have not ended."""
+        return len(self._calls) + self._waiting
+
             return
         links = _links_of(asyncio.get_running_loop())
         if links.get(self._target) is link:
@@ -386,3 +392,6 @@ class WorkerConnection:
         finally:
             for call in list(self._calls):
                 call.abandon()
+            self._waiting += 1
+            finally:
+                self._waiting -= 1

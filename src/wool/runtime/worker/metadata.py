@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from wool import protocol
 from wool.runtime.worker.base import ChannelOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,26 @@ def encode_extra(extra: Mapping[str, Any]) -> str:
     import json  # Few workers have anything extra.
 
     return json.dumps(dict(extra))
+def check_tags(tags: Iterable[str]) -> frozenset[str]:
+    """`tags` as a set. Raises `ValueError` if they are not strings, or one alone."""
+    if not isinstance(tags, str):
+        with suppress(TypeError):
+            checked = frozenset(tags)
+            if all(isinstance(tag, str) for tag in checked):
+                return checked
+    raise ValueError(f"tags must be several strings, such as {{'gpu'}}, got {tags!r}")
+
+
+def check_identity(identity: object) -> None:
+    """Raises `TypeError` or `ValueError` if it is neither a name nor None."""
+    if identity is None:
+        return
+    if not isinstance(identity, str):
+        raise TypeError(f"identity must be a name, or None, got {identity!r}")
+    if not identity.strip():
+        raise ValueError("identity must be a name, or None, not blank")
+
+
 
 
 def decode_extra(text: str) -> dict[str, Any]:

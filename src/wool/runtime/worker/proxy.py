@@ -277,21 +277,21 @@ class WorkerProxy:
         """Hand a task to an admitted worker, waiting for the first one if there is none.
 
         `timeout`, in seconds, is for each attempt. Raises `RuntimeError` if it isn't started here,
-        `TimeoutError` if no worker is admitted in time, and what the load balancer raises.
+        what the load balancer raises, and if no worker is admitted within a minute, `TimeoutError`,
+        or `NoWorkersAvailable` for a task that requires tags.
         """
         running = self._running or await self._run_later()
         running.check_loop(self)
         task.encode()  # Arguments are copied before anything is waited for.
         while True:
-            if not running.context.workers:
-                await running.first_worker(self)
+            if not context.workers:
+                await running.first_worker(self, context)
+        context = running.having(task.tags) if task.tags else running.context
             try:
-                return await running.balancer.dispatch(
-                    task, context=running.context, timeout=timeout
-                )
+                return await running.balancer.dispatch(task, context=context, timeout=timeout)
             except NoWorkersAvailable:
                 # It has not run, and workers of a pool's own that have died are replaced.
-                if running.context.workers or not self._reserved:
+                if context.workers or not self._reserved:
                     raise
 
     async def _run_later(self) -> Roster:

@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wool.runtime.discovery.base import DiscoverySubscriberLike
+from wool.runtime.errors import NoWorkersAvailable
 from wool.runtime.factory import resolve
-from wool.runtime.loadbalancer.base import LoadBalancerContext, LoadBalancerLike
+from wool.runtime.loadbalancer.base import LoadBalancerContext, LoadBalancerLike, TaggedContext
 from wool.runtime.worker.connection import WorkerConnection
 from wool.runtime.worker.membership import Admit, Membership, Refresh, Remove
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from uuid import UUID
 
-    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.loadbalancer.base import LoadBalancerContextLike
+    from wool.runtime.worker.auth import WorkerCredentialsProvider
     from wool.runtime.worker.membership import Action
     from wool.runtime.worker.metadata import WorkerMetadata
     from wool.runtime.worker.proxy import WorkerProxy
@@ -48,7 +50,8 @@ class Roster:
         self._retiring: dict[WorkerConnection, asyncio.Task[None]] = {}
         self._stopped = False
         self._failure: Exception | None = None
-        self._admitted = asyncio.Event()
+        self._tagged: dict[frozenset[str], TaggedContext] = {}
+        self._changed = asyncio.Event()
         self._stack = AsyncExitStack()
         self._sentinel: asyncio.Task[None] | None = None
         self._revival: asyncio.TimerHandle | None = None
@@ -77,7 +80,7 @@ class Roster:
         A cancellation is raised at the end.
         """
         self._stopped = True
-        self._admitted.set()
+        self._changed.set()
         try:
             await self._stop_watching()
         except asyncio.CancelledError:
@@ -125,21 +128,35 @@ class Roster:
         if retirement is not None:
             await asyncio.wait([retirement])
 
-    async def first_worker(self, proxy: WorkerProxy) -> None:
-        """Wait until a worker is admitted."""
+    def having(self, tags: frozenset[str]) -> TaggedContext:
+        """The admitted workers that have all of `tags`."""
+        context = self._tagged.get(tags)
+        if context is None:
+            context = self._tagged[tags] = TaggedContext(self.context, tags)
+        return context
+
+    async def first_worker(self, proxy: WorkerProxy, context: LoadBalancerContextLike) -> None:
+        """Wait until there is a worker in `context`."""
         try:
             async with asyncio.timeout(FIRST_WORKER_TIMEOUT):
-                while not self.membership.admitted:
-                    await self._admitted.wait()
+                while not context.workers:
+                    await self._changed.wait()
                     if self._stopped:
                         raise RuntimeError("Proxy was stopped while a call waited for a worker")
         except TimeoutError as exc:
-            reasons = [f"; refused: {why}" for why in self.membership.refused.values()]
-            if self._failure is not None:
-                reasons.append(f"; discovery failed: {self._failure!r}")
-            raise TimeoutError(
-                f"{proxy!r} admitted no worker within {FIRST_WORKER_TIMEOUT} s{''.join(reasons)}"
-            ) from (self._failure or exc)
+            raise self._nobody(proxy, context) from (self._failure or exc)
+
+    def _nobody(self, proxy: WorkerProxy, context: LoadBalancerContextLike) -> Exception:
+        reasons = [f"; refused: {why}" for why in self.membership.refused.values()]
+        if self._failure is not None:
+            reasons.append(f"; discovery failed: {self._failure!r}")
+        within = f"within {FIRST_WORKER_TIMEOUT} s{''.join(reasons)}"
+        if isinstance(context, TaggedContext):
+            return NoWorkersAvailable(
+                f"{proxy!r} admitted no worker with all the tags that the routine requires, "
+                f"{sorted(context.tags)}, {within}"
+            )
+        return TimeoutError(f"{proxy!r} admitted no worker {within}")
 
     def reserve(self, uids: frozenset[UUID]) -> None:
         self._apply(self.membership.reserve(uids))
@@ -181,10 +198,10 @@ class Roster:
                     self._refresh(metadata)
                 case Remove(metadata):
                     self._remove(metadata)
-        if self.membership.admitted:
-            self._admitted.set()
-        else:
-            self._admitted.clear()
+        if actions:
+            # Who waits for a worker looks whether it has come.
+            self._changed.set()
+            self._changed = asyncio.Event()
         self._schedule_revival()
 
     def _admit(self, metadata: WorkerMetadata) -> None:
