@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         DiscoverySubscriberLike,
         PredicateFunction,
     )
+    from wool.runtime.discovery.dns import DnsDiscovery
     from wool.runtime.discovery.lan import LanDiscovery
     from wool.runtime.discovery.local import LocalDiscovery
+    from wool.runtime.discovery.redis import RedisDiscovery
     from wool.runtime.errors import (
         AdvertiseHostError,
         DispatchTimeout,
@@ -117,9 +119,11 @@ __all__ = [
     "LanDiscovery",
     "LocalDiscovery",
     "PredicateFunction",
+    "DnsDiscovery",
     "WorkerMetadata",
     # Typing
     "Factory",
+    "RedisDiscovery",
     # Errors
     "AdvertiseHostError",
     "DispatchTimeout",
@@ -151,8 +155,10 @@ _HOMES = {
     "errors": (
         "AdvertiseHostError",
         "DispatchTimeout",
+    "discovery.dns": ("DnsDiscovery",),
         "HandshakeError",
         "LoopbackAdvertisementWarning",
+    "discovery.redis": ("RedisDiscovery",),
         "NoWorkersAvailable",
         "PayloadTooLarge",
         "RpcError",

@@ -56,13 +56,17 @@ async def advertised(host: str, override: str | Callable[[], str] | None) -> lis
         return found
     addresses = await _resolve(host)
     if all(address.is_loopback for address in addresses):
-        warnings.warn(
-            f"A worker is announced at {host}, where only this host can reach it; pass "
-            "advertise_host, or have it listen on another address",
-            LoopbackAdvertisementWarning,
-            stacklevel=2,
-        )
+        warn_of_loopback(host)
     return list(map(str, addresses))
+
+
+def warn_of_loopback(host: str) -> None:
+    warnings.warn(
+        f"A worker is announced at {host}, where only this host can reach it; pass "
+        "advertise_host, or have it listen on another address",
+        LoopbackAdvertisementWarning,
+        stacklevel=3,
+    )
 
 
 def check_host(host: object) -> str:
@@ -78,6 +82,14 @@ def is_wildcard(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only its own host can reach it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def is_routable(address: Address) -> bool:
