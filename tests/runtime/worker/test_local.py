@@ -259,15 +259,13 @@ async def test_stop_of_a_worker_that_does_not_answer(
 ) -> None:
     """A51, A54."""
     monkeypatch.setattr("wool.runtime.worker.local.STOP_MARGIN", 0.1)
-    monkeypatch.setattr("wool.runtime.worker.local.EXIT_TIMEOUT", 0.1)
     monkeypatch.setattr("wool.runtime.worker.process.TERMINATE_TIMEOUT", 0.1)
     worker = LocalWorker(shutdown_grace_period=0.1)
     await worker.start()
     os.kill(id_of(worker), signal.SIGSTOP)
     await worker.stop()
     assert await worker.wait() == "its process was killed by signal SIGKILL"
-    assert "did not stop when asked to: " in caplog.text
-    caplog.clear()  # The error that it keeps has a hold on the channel.
+    assert "has not ended in" in caplog.text
 
 
 async def test_signals_of_a_worker_with_calls(worker: LocalWorker, path: str) -> None:

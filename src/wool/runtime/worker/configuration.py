@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from wool.runtime.worker.auth import WorkerCredentials
     from wool.runtime.worker.base import WorkerOptions
+
+
+STOP: Final = Struct("d")
+"""Seconds to drain, with which a worker is told to stop."""
 
 
 class Configuration(NamedTuple):

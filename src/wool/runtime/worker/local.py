@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from wool.runtime.errors import RpcError
 from wool.runtime.worker.base import Worker
-from wool.runtime.worker.connection import WorkerConnection
 from wool.runtime.worker.process import WorkerProcess
 
 if TYPE_CHECKING:
-    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.auth import Credentials
     from wool.runtime.worker.base import WorkerOptions
 
-logger = logging.getLogger("wool.local")
-
 STOP_MARGIN = 10.0
-"""Seconds for a worker to end its sessions, besides draining and cleaning up."""
-
-EXIT_TIMEOUT = 5.0
-"""Seconds for a process to end once its worker has stopped."""
+"""Seconds for a worker to end its sessions and its process, besides draining and cleaning up."""
 
 
 class LocalWorker(Worker):
@@ -31,7 +23,8 @@ class LocalWorker(Worker):
     `tags` and `extra` (JSON values) are announced with it. With neither `host` nor `port` it
     listens on a unix socket that only this user can reach; with either, on TCP (host: default
     `127.0.0.1`, port: default any free one). `shutdown_grace_period` and `proxy_pool_ttl` are in
-    seconds. See `WorkerProcess` for what is raised.
+    seconds. `identity` is a name that the certificate of its credentials is for, by which clients
+    may know it instead of by its address. See `WorkerProcess` for what is raised.
     """
 
     def __init__(
@@ -41,13 +34,13 @@ class LocalWorker(Worker):
         port: int | None = None,
         shutdown_grace_period: float = 60.0,
         proxy_pool_ttl: float = 60.0,
-        credentials: WorkerCredentials | None = None,
+        credentials: Credentials | None = None,
         options: WorkerOptions | None = None,
+        identity: str | None = None,
         **extra: Any,
     ) -> None:
         super().__init__(*tags, **extra)
         self._grace = shutdown_grace_period
-        self._credentials = credentials
         self._settings: dict[str, Any] = {
             "uid": self.uid,
             "tags": frozenset(self.tags),
@@ -58,6 +51,7 @@ class LocalWorker(Worker):
             "proxy_pool_ttl": proxy_pool_ttl,
             "credentials": credentials,
             "options": options,
+            "identity": identity,
         }
         self._process = WorkerProcess(**self._settings)
         if host is not None and credentials is None and not is_loopback(host):
@@ -85,32 +79,9 @@ class LocalWorker(Worker):
         self._metadata = self._process.metadata
 
     async def _stop(self, timeout: float | None) -> None:
-        patience = 0.0
-        try:
-            if self._process.alive:
-                await self._ask_to_stop(timeout or 0)
-            patience = EXIT_TIMEOUT
-        finally:
-            await self._process.reap(patience)
-
-    async def _ask_to_stop(self, timeout: float) -> None:
-        assert self.metadata is not None
-        connection = WorkerConnection(
-            self.metadata.address,
-            credentials=self._credentials,
-            options=self.metadata.options,
-            metadata=self.metadata,
-        )
-        try:
-            await connection.stop(
-                timeout=timeout,
-                deadline=None if timeout < 0 else timeout + self._grace + STOP_MARGIN,
-            )
-        except RpcError as exc:
-            if self._process.alive:
-                logger.warning("%r did not stop when asked to: %s", self, str(exc))
-        finally:
-            await connection.close()
+        seconds = timeout or 0
+        self._process.tell_to_stop(seconds)
+        await self._process.reap(None if seconds < 0 else seconds + self._grace + STOP_MARGIN)
 
 
 def is_loopback(host: str) -> bool:

@@ -1,8 +1,8 @@
 """What a worker's interpreter runs: `python -m wool.runtime.worker.main CONTROL REPORT`.
 
-CONTROL and REPORT are descriptors of pipes. The worker reads its configuration from the first and
-stops when that is closed, which is how it learns that its parent is gone. It writes its metadata,
-or why it has none, to the second.
+CONTROL and REPORT are descriptors of pipes. The worker reads its configuration from the first, and
+then for how many seconds to drain, when it is to stop. When that pipe is closed, its parent is
+gone, and it stops at once. It writes its metadata, or why it has none, to the second.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import wool
 import wool.runtime.worker.proxy  # Which comes with every task.
 from wool import protocol
 from wool.runtime.discovery.descriptors import withdraw
+from wool.runtime.worker.configuration import STOP
 from wool.runtime.worker.interceptor import VersionInterceptor
 from wool.runtime.worker.metadata import WorkerMetadata
 from wool.runtime.worker.service import WorkerService
@@ -151,7 +152,7 @@ def _join(host: str | None, port: int) -> str:
 
 
 class _Stopper:
-    """Stops the service: drained on SIGINT, at once on SIGTERM or when the parent has gone."""
+    """Stops the service: as its parent says, drained on SIGINT, else at once."""
 
     def __init__(self, service: WorkerService, control: int) -> None:
         self._service = service
@@ -162,16 +163,20 @@ class _Stopper:
     def __enter__(self) -> None:
         self._loop.add_signal_handler(signal.SIGTERM, self._stop, 0)
         self._loop.add_signal_handler(signal.SIGINT, self._stop, -1)
-        self._loop.add_reader(self._control, self._parent_gone)
+        self._loop.add_reader(self._control, self._told)
 
     def __exit__(self, *exc_info: object) -> None:
         self._loop.remove_reader(self._control)
         self._loop.remove_signal_handler(signal.SIGINT)
         self._loop.remove_signal_handler(signal.SIGTERM)
 
-    def _parent_gone(self) -> None:
-        self._loop.remove_reader(self._control)
-        self._stop(0)
+    def _told(self) -> None:
+        request = os.read(self._control, STOP.size)
+        if len(request) == STOP.size:
+            self._stop(*STOP.unpack(request))
+        else:
+            self._loop.remove_reader(self._control)
+            self._stop(0)
 
     def _stop(self, timeout: float) -> None:
         self._keep(self._service.stop(protocol.StopRequest(timeout=timeout)))

@@ -17,8 +17,8 @@ from wool import protocol
 from wool.runtime.rundir import runtime_directory
 from wool.runtime.worker import fate
 from wool.runtime.worker.base import WorkerOptions
-from wool.runtime.worker.configuration import Configuration
-from wool.runtime.worker.metadata import WorkerMetadata, encode_extra
+from wool.runtime.worker.configuration import STOP, Configuration
+from wool.runtime.worker.metadata import WorkerMetadata, check_identity, encode_extra
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -196,8 +196,14 @@ class WorkerProcess:
             raise RuntimeError("Worker process has not been started")
         return fate.describe(await asyncio.shield(self._exited))
 
-    async def reap(self, timeout: float) -> None:
-        """See the process end: wait `timeout` seconds, then SIGTERM, then SIGKILL.
+    def tell_to_stop(self, timeout: float) -> None:
+        """Have it drain for `timeout` seconds (0: not at all, negative: without limit) and end."""
+        if self._control is not None:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._control, STOP.pack(timeout))
+
+    async def reap(self, timeout: float | None) -> None:
+        """See the process end: wait `timeout` seconds (None: any time), then SIGTERM, then SIGKILL.
 
         A cancellation shortens that, and is raised when the process is gone.
         """
@@ -215,7 +221,7 @@ class WorkerProcess:
                 os.close(self._lock)
                 self._lock = None
 
-    async def _await_end(self, process: asyncio.subprocess.Process, timeout: float) -> None:
+    async def _await_end(self, process: asyncio.subprocess.Process, timeout: float | None) -> None:
         # Not `_exited`, which the end of `asyncio.run` cancels before those who clean up.
         exited = asyncio.create_task(process.wait(), name="wool worker end")
         cancelled: asyncio.CancelledError | None = None
@@ -231,6 +237,8 @@ class WorkerProcess:
                     signal()
         if cancelled is not None:
             raise cancelled
+            if patience and cancelled is None and not exited.done():
+                logger.warning("Worker process %s has not ended in %s s", process.pid, patience)
 
 
 class _StartError(Exception):
