@@ -112,7 +112,7 @@ class Surroundings:
 
 
 class Block(NamedTuple):
-    """A block of code in the README. `line` is that of its first line, `heading` the one above."""
+    """A block of code on a page. `line` is that of its first line, `heading` the one above."""
 
     language: str
     text: str
@@ -120,28 +120,28 @@ class Block(NamedTuple):
     line: int
 
 
-def readme_blocks() -> list[Block]:
-    blocks = []
+def blocks(page: Path) -> list[Block]:
+    found = []
     heading, opened, lines = "", 0, [""]
     language = None
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     for number, line in enumerate(text.splitlines(), 1):
         if language is None and line.startswith("#"):
             heading = line.lstrip("# ")
         elif language is None and (fence := re.fullmatch(r"```(\w*)", line)):
             language, opened, lines = fence[1], number + 1, []
         elif line == "```" and language is not None:
-            blocks.append(Block(language, "\n".join(lines) + "\n", heading, opened))
+            found.append(Block(language, "\n".join(lines) + "\n", heading, opened))
             language = None
         else:
             lines.append(line)
-    return blocks
+    return found
 
 
 def quickstart() -> str:
     """The program that a newcomer pastes."""
     return next(
         block.text
-        for block in readme_blocks()
+        for block in blocks(ROOT / "README.md")
         if (block.language, block.heading) == ("python", "Quickstart")
     )

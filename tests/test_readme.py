@@ -9,9 +9,9 @@ from itertools import pairwise
 import pytest
 
 import wool
-from tests.programs import ROOT, Block, Surroundings, readme_blocks
+from tests.programs import ROOT, Block, Surroundings, blocks
 
-BLOCKS = readme_blocks()
+BLOCKS = blocks(ROOT / "README.md")
 PROGRAMS = [
     (block, following) for block, following in pairwise(BLOCKS) if block.language == "python"
 ]
@@ -59,11 +59,16 @@ def test_commands_are_of_a_kind_that_is_tested() -> None:
         assert shlex.split(command)
 
 
-def test_links_lead_somewhere() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/extending.md", "benchmarks/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
 
+    headings = {line.lstrip("# ") for line in text.splitlines() if line.startswith("#")}
+    anchors = {heading.lower().replace(" ", "-") for heading in headings}
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        assert (ROOT / target).exists(), target
+        path, _, anchor = target.partition("#")
+        assert (ROOT / page).parent.joinpath(path).exists(), target
+        assert not anchor or anchor in anchors, target
 
 
 def test_names_exist_that_the_readme_mentions() -> None:
