@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 POOL = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 import wool
 
+# Of a shell's background it would be one that is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("imported", flush=True)
 
 @wool.routine
