@@ -63,6 +63,8 @@ OURS = [
     "WoolError",
     "WorkerLost",
     "WorkerUnresponsive",
+    "IneffectiveIdentityWarning",
+    "IneffectivePeersWarning",
     "LoopbackAdvertisementWarning",
     "WoolWarning",
     "__version__",

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         AdvertiseHostError,
         DispatchTimeout,
         HandshakeError,
+        IneffectiveIdentityWarning,
+        IneffectivePeersWarning,
         LoopbackAdvertisementWarning,
         NoWorkersAvailable,
         PayloadTooLarge,
@@ -41,14 +43,14 @@ if TYPE_CHECKING:
         WorkerUnresponsive,
     )
     from wool.runtime.loadbalancer.base import LoadBalancerContextLike, LoadBalancerLike
+    from wool.runtime.loadbalancer.leastloaded import LeastLoadedLoadBalancer
     from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
     from wool.runtime.resourcepool import ResourcePool
     from wool.runtime.routine.task import Task, TaskException, WorkerProxyLike, current_task
     from wool.runtime.routine.wrapper import routine
-    from wool.runtime.loadbalancer.leastloaded import LeastLoadedLoadBalancer
     from wool.runtime.serializer import Serializer
     from wool.runtime.typing import Factory
-    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.auth import WorkerCredentials, WorkerCredentialsProvider
     from wool.runtime.worker.base import Worker, WorkerFactory, WorkerLike
     from wool.runtime.worker.connection import WorkerConnection
     from wool.runtime.worker.local import LocalWorker
@@ -89,11 +91,11 @@ __all__ = [
     # Context
     "RuntimeContext",
     # Load balancing
+    "LeastLoadedLoadBalancer",
     "LoadBalancerContextLike",
     "LoadBalancerLike",
     "NoWorkersAvailable",
     "RoundRobinLoadBalancer",
-    "LeastLoadedLoadBalancer",
     # Routines
     "Serializer",
     "Task",
@@ -104,6 +106,7 @@ __all__ = [
     "LocalWorker",
     "Worker",
     "WorkerCredentials",
+    "WorkerCredentialsProvider",
     "WorkerFactory",
     "WorkerLike",
     "WorkerPool",
@@ -116,14 +119,14 @@ __all__ = [
     "DiscoveryLike",
     "DiscoveryPublisherLike",
     "DiscoverySubscriberLike",
+    "DnsDiscovery",
     "LanDiscovery",
     "LocalDiscovery",
     "PredicateFunction",
-    "DnsDiscovery",
+    "RedisDiscovery",
     "WorkerMetadata",
     # Typing
     "Factory",
-    "RedisDiscovery",
     # Errors
     "AdvertiseHostError",
     "DispatchTimeout",
@@ -133,6 +136,8 @@ __all__ = [
     "WorkerLost",
     "WorkerUnresponsive",
     # Warnings
+    "IneffectiveIdentityWarning",
+    "IneffectivePeersWarning",
     "LoopbackAdvertisementWarning",
     "WoolWarning",
     # About
@@ -150,15 +155,17 @@ _HOMES = {
         "DiscoverySubscriberLike",
         "PredicateFunction",
     ),
+    "discovery.dns": ("DnsDiscovery",),
     "discovery.lan": ("LanDiscovery",),
     "discovery.local": ("LocalDiscovery",),
+    "discovery.redis": ("RedisDiscovery",),
     "errors": (
         "AdvertiseHostError",
         "DispatchTimeout",
-    "discovery.dns": ("DnsDiscovery",),
         "HandshakeError",
+        "IneffectiveIdentityWarning",
+        "IneffectivePeersWarning",
         "LoopbackAdvertisementWarning",
-    "discovery.redis": ("RedisDiscovery",),
         "NoWorkersAvailable",
         "PayloadTooLarge",
         "RpcError",
@@ -170,12 +177,13 @@ _HOMES = {
         "WorkerUnresponsive",
     ),
     "loadbalancer.base": ("LoadBalancerContextLike", "LoadBalancerLike"),
+    "loadbalancer.leastloaded": ("LeastLoadedLoadBalancer",),
     "loadbalancer.roundrobin": ("RoundRobinLoadBalancer",),
     "routine.task": ("Task", "TaskException", "current_task"),
     "routine.wrapper": ("routine",),
     "serializer": ("Serializer",),
     "typing": ("Factory",),
-    "worker.auth": ("WorkerCredentials",),
+    "worker.auth": ("WorkerCredentials", "WorkerCredentialsProvider"),
     "worker.base": ("Worker", "WorkerFactory", "WorkerLike"),
     "worker.connection": ("WorkerConnection",),
     "worker.local": ("LocalWorker",),
@@ -183,7 +191,6 @@ _HOMES = {
     "worker.pool": ("WorkerPool",),
     "worker.proxy": ("WorkerProxy",),
     "worker.service": ("WorkerService",),
-    "loadbalancer.leastloaded": ("LeastLoadedLoadBalancer",),
 }
 """The modules, below `wool.runtime`, of the public names. Each is loaded when first asked for."""
 

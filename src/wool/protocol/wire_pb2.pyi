@@ -189,7 +189,7 @@ class ChannelOptions(_message.Message):
     def __init__(self, max_receive_message_length: _Optional[int] = ..., max_send_message_length: _Optional[int] = ..., keepalive_time_ms: _Optional[int] = ..., keepalive_timeout_ms: _Optional[int] = ..., keepalive_permit_without_calls: bool = ..., max_pings_without_data: _Optional[int] = ..., compression: _Optional[int] = ...) -> None: ...
 
 class WorkerMetadata(_message.Message):
-    __slots__ = ("uid", "address", "pid", "version", "tags", "extra", "secure", "options", "wire")
+    __slots__ = ("uid", "address", "pid", "version", "tags", "extra", "secure", "options", "wire", "identity")
     UID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +199,7 @@ class WorkerMetadata(_message.Message):
     SECURE_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     WIRE_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     uid: bytes
     address: str
     pid: int
@@ -208,4 +209,5 @@ class WorkerMetadata(_message.Message):
     secure: bool
     options: ChannelOptions
     wire: int
-    def __init__(self, uid: _Optional[bytes] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., extra: _Optional[str] = ..., secure: bool = ..., options: _Optional[_Union[ChannelOptions, _Mapping]] = ..., wire: _Optional[int] = ...) -> None: ...
+    identity: str
+    def __init__(self, uid: _Optional[bytes] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., extra: _Optional[str] = ..., secure: bool = ..., options: _Optional[_Union[ChannelOptions, _Mapping]] = ..., wire: _Optional[int] = ..., identity: _Optional[str] = ...) -> None: ...

@@ -36,6 +36,14 @@ class LoopbackAdvertisementWarning(WoolWarning):
     """A worker is announced on the network at an address that only its own host can reach."""
 
 
+class IneffectiveIdentityWarning(WoolWarning):
+    """Workers don't announce the identity they are meant to have, or are not called for it."""
+
+
+class IneffectivePeersWarning(WoolWarning):
+    """Credentials name nobody as those whom they are for."""
+
+
 class NoWorkersAvailable(WoolError):
     """No admitted worker took the call. It has not run."""
 

@@ -117,3 +117,22 @@ async def test_worker_that_has_parted_is_benched() -> None:
             await routines.noop()
             await worker.service.stop(wool.protocol.StopRequest(timeout=0))
             await eventually(lambda: not proxy.workers)
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_closing_that_is_cancelled_cancels_what_runs_at_once(steps: int) -> None:
+    async with working() as (_, address):
+        connection = WorkerConnection(address)
+        running = await connection.dispatch(task_of(routines.sleep, f"cancelled {steps}"))
+        closing = asyncio.create_task(connection.close(timeout=None))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        if steps:
+            names = {task.get_name() for task in asyncio.all_tasks()}
+            assert not {"wool session reader", "wool session writer"} & names
+            with pytest.raises(asyncio.CancelledError):
+                await anext(running)
+        await connection.close()

@@ -20,6 +20,8 @@ from wool.runtime.worker.transport import rpc_error
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from wool.runtime.worker.auth import Credentials
+
 AUTHORITY = trustme.CA()
 
 
@@ -36,7 +38,7 @@ def issue(
 
 
 @asynccontextmanager
-async def serving(credentials: WorkerCredentials | None) -> AsyncIterator[WorkerMetadata]:
+async def serving(credentials: Credentials | None) -> AsyncIterator[WorkerMetadata]:
     worker = LocalWorker(host="127.0.0.1", credentials=credentials)
     await worker.start()
     assert worker.metadata is not None
@@ -54,7 +56,7 @@ STRANGER = trustme.CA()
     ("worker", "client", "reason"),
     [
         (issue("127.0.0.1"), issue("me", trusted=STRANGER), "of an authority that is not trusted"),
-        (issue("192.0.2.1"), issue("me"), "for another name than the worker's address"),
+        (issue("192.0.2.1"), issue("me"), "for another name than '127.0.0.1'"),
         (issue("127.0.0.1", not_after=LAST_YEAR), issue("me"), "a certificate has expired"),
     ],
     ids=["authority", "name", "expired"],

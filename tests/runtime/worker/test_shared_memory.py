@@ -63,7 +63,9 @@ async def calling(worker: LocalWorker) -> AsyncIterator[Any]:
     await worker.start()
     try:
         assert worker.metadata is not None
-        async with WorkerProxy(workers=[worker.metadata], credentials=worker._credentials):
+        async with WorkerProxy(
+            workers=[worker.metadata], credentials=worker._settings["credentials"]
+        ):
             await routines.noop()
             session = the_session()
             yield session

@@ -44,6 +44,16 @@ def test_both_sides_ping_at_the_same_pace_and_tell_a_dead_peer() -> None:
     assert server["grpc.http2.min_recv_ping_interval_without_data_ms"] <= 9_000
 
 
+def test_connections_have_no_limits_but_those_asked_for() -> None:
+    names = {f"grpc.max_connection_{name}_ms" for name in ("idle", "age", "age_grace")}
+    assert names.isdisjoint(dict(server_arguments(WorkerOptions())))
+    limited = WorkerOptions(
+        max_connection_idle_ms=1, max_connection_age_ms=2, max_connection_age_grace_ms=3
+    )
+    server = dict(server_arguments(limited))
+    assert [server[name] for name in sorted(names)] == [3, 2, 1]
+
+
 def test_server_arguments_shed_and_share_nothing() -> None:
     server = dict(server_arguments(WorkerOptions()))
     assert server["grpc.so_reuseport"] == 0

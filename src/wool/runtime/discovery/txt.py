@@ -36,6 +36,8 @@ def encode(metadata: WorkerMetadata) -> dict[str, str]:
     }
     if metadata.tags:
         fields["tags"] = _dump(sorted(metadata.tags))
+    if metadata.identity is not None:
+        fields["identity"] = metadata.identity
     if metadata.extra:
         fields["extra"] = encode_extra(metadata.extra)
     if metadata.options is not None:
@@ -69,6 +71,7 @@ def decode(uid: UUID, address: str, fields: Mapping[bytes, bytes | None]) -> Wor
         extra=decode_extra(texts.get("extra", "{}")),
         secure=texts.get("secure") == "true",
         options=_options(texts["options"]) if "options" in texts else None,
+        identity=texts.get("identity"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -10,7 +11,7 @@ from uuid import UUID, uuid4
 from wool import protocol
 
 if TYPE_CHECKING:
-    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.auth import Credentials
     from wool.runtime.worker.metadata import WorkerMetadata
 
 MIB = 1024 * 1024
@@ -24,7 +25,7 @@ class ChannelOptions:
     from the worker: the arguments of a call and its result. The rest is gRPC's: see its keepalive
     guide. `compression` is a number of `grpc.Compression` (0 none, 1 deflate, 2 gzip).
 
-    Raises `ValueError` for a value out of range.
+    Raises `ValueError` for a value out of range, `TypeError` for one that is no number.
     """
 
     max_receive_message_length: int = 100 * MIB
@@ -36,20 +37,12 @@ class ChannelOptions:
     compression: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_receive_message_length",
-            "max_send_message_length",
-            "keepalive_time_ms",
-            "keepalive_timeout_ms",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.max_pings_without_data < 0:
-            raise ValueError(
-                f"max_pings_without_data must be non-negative, got {self.max_pings_without_data}"
-            )
-        if self.compression not in (0, 1, 2):
-            raise ValueError(f"compression must be 0, 1 or 2, got {self.compression}")
+        for name in ("max_receive_message_length", "max_send_message_length"):
+            _check(self, name, 1, sys.maxsize)
+        for name in ("keepalive_time_ms", "keepalive_timeout_ms"):
+            _check(self, name, 1)
+        _check(self, "max_pings_without_data", 0)
+        _check(self, "compression", 0, 2)
 
     def to_protobuf(self) -> protocol.ChannelOptions:
         return protocol.ChannelOptions(**{f.name: getattr(self, f.name) for f in fields(self)})
@@ -59,6 +52,13 @@ class ChannelOptions:
         return cls(**{f.name: getattr(message, f.name) for f in fields(cls)})
 
 
+CONNECTION_LIMITS = (
+    "max_connection_idle_ms",
+    "max_connection_age_ms",
+    "max_connection_age_grace_ms",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """How a worker serves.
@@ -66,18 +66,43 @@ class WorkerOptions:
     `channel` is what it announces to clients. `http2_min_recv_ping_interval_without_data_ms` and
     `max_ping_strikes` say how often a client may ping before it is cut off; 0 strikes is never.
 
-    Raises `ValueError` if clients that keep to `channel` would ping too often.
+    A connection that is older than `max_connection_age_ms`, give or take a tenth, gets no more
+    calls: its client opens another, with the credentials that are current then. What runs may
+    end within `max_connection_age_grace_ms`; after that it is cut off, and `WorkerLost` to its
+    caller. One without a session is closed after `max_connection_idle_ms`. All are in milliseconds,
+    and without limit by default.
+
+    Raises `ValueError` if clients that keep to `channel` would ping too often, and for a value out
+    of range, `TypeError` for one that is no number.
     """
 
     channel: ChannelOptions = field(default_factory=ChannelOptions)
     http2_min_recv_ping_interval_without_data_ms: int = 7_500
     max_ping_strikes: int = 0
+    max_connection_idle_ms: int | None = None
+    max_connection_age_ms: int | None = None
+    max_connection_age_grace_ms: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("http2_min_recv_ping_interval_without_data_ms", "max_ping_strikes"):
+            _check(self, name, 0)
+        for name in CONNECTION_LIMITS:
+            if getattr(self, name) is not None:
+                _check(self, name, 1)
         if self.channel.keepalive_time_ms < self.http2_min_recv_ping_interval_without_data_ms:
             raise ValueError(
                 "keepalive_time_ms must be >= http2_min_recv_ping_interval_without_data_ms"
             )
+
+
+def _check(options: object, name: str, least: int, most: int = 2**31 - 1) -> None:
+    value = getattr(options, name)
+    if type(value) is not int:
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {'positive' if least else 'non-negative'}, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 @runtime_checkable
@@ -100,7 +125,7 @@ class WorkerLike(Protocol):
 class WorkerFactory(Protocol):
     """What a pool makes its workers with."""
 
-    def __call__(self, *tags: str, credentials: WorkerCredentials | None = None) -> WorkerLike: ...
+    def __call__(self, *tags: str, credentials: Credentials | None = None) -> WorkerLike: ...
 
 
 class Worker(ABC):

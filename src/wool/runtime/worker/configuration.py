@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.auth import Credentials
     from wool.runtime.worker.base import WorkerOptions
 
 
@@ -27,5 +27,6 @@ class Configuration(NamedTuple):
     directory: str | None
     shutdown_grace_period: float
     proxy_pool_ttl: float
-    credentials: WorkerCredentials | None
+    credentials: Credentials | None
     options: WorkerOptions
+    identity: str | None

@@ -21,6 +21,7 @@ from wool.runtime.errors import (
 )
 from wool.runtime.worker import fate
 from wool.runtime.worker.arena import ROOM, Arena, Shared, Window
+from wool.runtime.worker.auth import WorkerCredentialsProvider
 from wool.runtime.worker.base import ChannelOptions
 from wool.runtime.worker.session import Session
 from wool.runtime.worker.transport import client_arguments, rpc_error
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wool.runtime.routine.task import Task
-    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.auth import Credentials, WorkerCredentials
     from wool.runtime.worker.call import Call
     from wool.runtime.worker.metadata import WorkerMetadata
     from wool.runtime.worker.session import Placed, StreamLike
@@ -43,14 +44,18 @@ logger = logging.getLogger("wool.connection")
 OPEN_TIMEOUT = 10.0
 """Seconds for a session to open."""
 
+RENEWAL_TIMEOUT = 5.0
+"""Seconds for credentials to be renewed."""
+
 REFUSAL_TIMEOUT = 1.0
 """Seconds for the status of an RPC whose first answer isn't a worker's of our kind."""
 
 
 class _Target(NamedTuple):
     address: str
-    credentials: WorkerCredentials | None
+    credentials: WorkerCredentialsProvider | None
     options: ChannelOptions
+    peer: str | None
 
 
 class _Link:
@@ -61,9 +66,12 @@ class _Link:
         self._target = target
         self._metadata = metadata
         self._channel: grpc.aio.Channel | None = None
+        self._presented: WorkerCredentials | None = None
         self._session: Session | None = None
         self._opening: asyncio.Task[Session] | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._former: dict[Session, asyncio.Task[None]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._watching: asyncio.Task[None] | None = None
         self._told: set[str] = set()
 
     @property
@@ -72,12 +80,33 @@ class _Link:
         session = self._session
         return session if session is not None and session.accepting else None
 
-    @property
-    def channel(self) -> grpc.aio.Channel:
-        """Made when first used: every event on any then wakes this loop."""
+    async def _connect(self) -> grpc.aio.Channel:
+        """A channel with what credentials are current.
+
+        Made when first used: every event on any then wakes this loop.
+        """
+        credentials = await _current(self._target.credentials)
+        if credentials != self._presented:
+            self._presented = credentials
+            self._replace_channel()
         if self._channel is None:
-            self._channel = _channel(self._target)
+            self._channel = _channel(self._target, credentials)
         return self._channel
+
+    def _replace_channel(self) -> None:
+        """Leave the channel to the sessions on it that have not ended."""
+        if self._channel is not None:
+            closing = asyncio.create_task(self._close_channel(self._channel), name="wool channel")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            self._channel = None
+
+    async def _close_channel(self, channel: grpc.aio.Channel) -> None:
+        try:
+            if self._former:
+                await asyncio.wait(self._former.values())
+        finally:
+            await channel.close()
 
     async def session(self) -> Session:
         """The open session; opened if there is none, once for all who ask meanwhile."""
@@ -94,7 +123,7 @@ class _Link:
                 grpc.StatusCode.UNAVAILABLE, f"the connection to {self._target.address} was closed"
             )
         if isinstance(error := opening.exception(), RpcError):
-            raise rpc_error(error.code, error.details) from error  # One for each who waited.
+            raise type(error)(error.code, error.details) from error  # One for each who waited.
         return opening.result()
 
     def _opened(self, opening: asyncio.Task[Session]) -> None:
@@ -118,12 +147,27 @@ class _Link:
             address = self._target.address
             logger.warning("No TLS session with the worker at %s: %s", address, details)
 
+    async def _watch(self, channel: grpc.aio.Channel, session: Session) -> None:
+        """Let no more calls go over a connection that is being closed, by age for example."""
+        ready = grpc.ChannelConnectivity.READY
+        while channel.get_state() is ready:
+            await channel.wait_for_state_change(ready)
+        if self._session is session:
+            self._retire()
+
     def _retire(self) -> None:
-        if self._session is not None:
-            retiring = asyncio.create_task(self._session.close(timeout=None))
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
-            self._session = None
+        """Have the session end when its calls have."""
+        session, self._session = self._session, None
+        if session is not None:
+            ending = asyncio.create_task(self._end(session), name="wool session end")
+            self._former[session] = ending
+
+    async def _end(self, session: Session) -> None:
+        try:
+            await session.idle()
+            await session.close()
+        finally:
+            del self._former[session]
 
     async def _open(self) -> Session:
         loopback = context.loopback.get()
@@ -131,7 +175,8 @@ class _Link:
             own = loopback(self._metadata.uid)
             if own is not None:
                 return self._session_on(own)
-        stub = protocol.WorkerStub(self.channel)
+        channel = await self._connect()
+        stub = protocol.WorkerStub(channel)
         arena = self._arena()
         offer = () if arena is None else ((protocol.ARENA_KEY, arena.offer),)
         stream = stub.dispatch(metadata=(*protocol.versions(), *offer))
@@ -150,9 +195,15 @@ class _Link:
                     f"{self._target.address} did not answer within {OPEN_TIMEOUT} s",
                 ) from exc
             if isinstance(exc, grpc.aio.AioRpcError):
-                raise rpc_error(exc.code(), exc.details()) from exc
+                raise rpc_error(exc.code(), exc.details(), repr(_name(self._target))) from exc
             raise
-        return self._session_on(stream, self._shared(arena, answer))
+        session = self._session_on(stream, self._shared(arena, answer))
+        self._session = session  # Before it is watched.
+        if self._watching is not None:
+            self._watching.cancel()
+        watching = self._watch(channel, session)
+        self._watching = asyncio.create_task(watching, name="wool connection watch")
+        return session
 
     def _session_on(self, stream: StreamLike, shared: Shared | None = None) -> Session:
         return Session(
@@ -186,7 +237,7 @@ class _Link:
             async with asyncio.timeout(REFUSAL_TIMEOUT):
                 code = await stream.code()
                 if code is not grpc.StatusCode.OK:
-                    return rpc_error(code, await stream.details())
+                    return rpc_error(code, await stream.details(), repr(_name(self._target)))
         return rpc_error(
             grpc.StatusCode.FAILED_PRECONDITION,
             f"{self._target.address} speaks another wire format: client '{protocol.WIRE}' "
@@ -201,38 +252,70 @@ class _Link:
         for connection in list(self.connections):
             connection.lost()
 
-    async def stop(self, seconds: float, *, deadline: float | None) -> None:
-        try:
-            await protocol.WorkerStub(self.channel).stop(
-                protocol.StopRequest(timeout=seconds), timeout=deadline
-            )
-        except grpc.aio.AioRpcError as exc:
-            raise rpc_error(exc.code(), exc.details()) from exc
-
     async def close(self, *, timeout: float | None) -> None:
         try:
-            if self._opening is not None:
-                self._opening.cancel()
-                await asyncio.wait([self._opening])
-            if self._session is not None:
-                await self._session.close(timeout=timeout)
+            await self._close_sessions(timeout)
         finally:
-            for retiring in self._retiring:
-                retiring.cancel()
-            await asyncio.gather(*self._retiring, return_exceptions=True)
+            for closing in self._closing:
+                closing.cancel()
+            await asyncio.gather(*self._closing, return_exceptions=True)
             if self._channel is not None:
                 await self._channel.close()
 
+    async def _close_sessions(self, timeout: float | None) -> None:
+        """To the end; a cancellation cuts them off, and is raised then."""
+        sessions = set(self._former)
+        tasks = {*self._former.values(), *filter(None, [self._opening, self._watching])}
+        for task in tasks:
+            task.cancel()
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            if tasks:
+                await asyncio.wait(tasks)
+        except asyncio.CancelledError as exc:
+            cancelled, timeout = exc, 0
+        if self._session is not None:
+            sessions.add(self._session)
+        # Again after a cancellation, which may have come before a step had begun.
+        while sessions:
+            try:
+                await asyncio.gather(*(each.close(timeout=timeout) for each in sessions))
+                break
+            except asyncio.CancelledError as exc:
+                cancelled, timeout = exc, 0
+        if cancelled is not None:
+            raise cancelled
 
-def _channel(target: _Target) -> grpc.aio.Channel:
+
+async def _current(provider: WorkerCredentialsProvider | None) -> WorkerCredentials | None:
+    """What to present on a connection that is opened now."""
+    if provider is None or not provider.reloadable:
+        return None if provider is None else provider.credentials
+    try:
+        async with asyncio.timeout(RENEWAL_TIMEOUT):
+            return await asyncio.to_thread(lambda: provider.credentials)
+    except TimeoutError:
+        logger.warning("%r takes over %s s to renew credentials", provider, RENEWAL_TIMEOUT)
+        return provider.credentials  # Those from before, for as long as it takes.
+
+
+def _name(target: _Target) -> str:
+    """The name that the worker's certificate must be for."""
+    if target.peer is not None:
+        return target.peer
+    # The path of a socket is no name that a certificate can vouch for.
+    host = target.address.rpartition(":")[0]
+    return "localhost" if host == "unix" else host.removeprefix("[").removesuffix("]")
+
+
+def _channel(target: _Target, credentials: WorkerCredentials | None) -> grpc.aio.Channel:
     arguments: list[tuple[str, int | str]] = [*client_arguments(target.options)]
-    if target.credentials is None:
+    if credentials is None:
         return grpc.aio.insecure_channel(target.address, options=arguments)
-    if target.address.startswith("unix:"):
-        # The path of a socket is no name that a certificate can vouch for.
-        arguments.append(("grpc.ssl_target_name_override", "localhost"))
+    if target.peer is not None or target.address.startswith("unix:"):
+        arguments.append(("grpc.ssl_target_name_override", _name(target)))
     return grpc.aio.secure_channel(
-        target.address, target.credentials.client_credentials(), options=arguments
+        target.address, credentials.client_credentials(), options=arguments
     )
 
 
@@ -250,24 +333,35 @@ def _links_of(loop: asyncio.AbstractEventLoop) -> dict[_Target, _Link]:
 class WorkerConnection:
     """A connection to the worker at `target`, opened when first used, for one event loop.
 
-    `options` are what the worker announced (default: `ChannelOptions()`), `metadata` describes the
-    worker in errors, and `on_lost` is called when the worker can't be reached, or no longer.
+    `options` are what the worker announced (default: `ChannelOptions()`), `metadata` is how it
+    describes itself. `peer` is the name that its certificate must be for (default: its identity
+    if credentials are for certain peers, else its address). `on_lost` is called when the worker
+    can't be reached, or no longer.
+
+    Raises `ValueError` for a `peer` without credentials.
     """
 
     def __init__(
         self,
         target: str,
         *,
-        credentials: WorkerCredentials | None = None,
+        credentials: Credentials | None = None,
         options: ChannelOptions | None = None,
+        peer: str | None = None,
         metadata: WorkerMetadata | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> None:
-        self._target = _Target(target, credentials, options or ChannelOptions())
+        provider = WorkerCredentialsProvider.coerce(credentials)
+        if peer is not None and provider is None:
+            raise ValueError(f"peer {peer!r} needs credentials: without TLS nobody can verify it")
+        self._peer = peer
+        name = self._peer_of(metadata, provider)
+        self._target = _Target(target, provider, options or ChannelOptions(), name)
         self._metadata = metadata
         self._on_lost = on_lost
         self._link: _Link | None = None
         self._calls: set[Call] = set()
+        self._waiting = 0
         self._on_end = self._ended
         self._idle = asyncio.Event()
         self._idle.set()
@@ -277,10 +371,24 @@ class WorkerConnection:
     def __repr__(self) -> str:
         return f"<WorkerConnection to {self._target.address}>"
 
+    @property
+    def in_flight(self) -> int:
+        """How many tasks have been handed to it that have not ended."""
+        return len(self._calls) + self._waiting
+
     def fits(self, metadata: WorkerMetadata) -> bool:
         """Whether it leads to a worker that describes itself so."""
+        credentials = self._target.credentials
+        name = self._peer_of(metadata, credentials)
         options = metadata.options or ChannelOptions()
-        return (self._target.address, self._target.options) == (metadata.address, options)
+        return self._target == _Target(metadata.address, credentials, options, name)
+
+    def _peer_of(
+        self, metadata: WorkerMetadata | None, provider: WorkerCredentialsProvider | None
+    ) -> str | None:
+        if self._peer is not None or provider is None or metadata is None:
+            return self._peer
+        return provider.name_of(metadata)
 
     async def dispatch(self, task: Task, *, timeout: float | None = None) -> Call:
         """Hand a task to the worker; returns, once it has taken it, what to await or iterate.
@@ -296,6 +404,7 @@ class WorkerConnection:
         session = self._open_link().ready
         placed = None
         if session is None or session.crowded(task):
+            self._waiting += 1
             try:
                 async with asyncio.timeout_at(deadline):
                     session, placed = await self._room(task)
@@ -303,6 +412,8 @@ class WorkerConnection:
                 raise DispatchTimeout(
                     grpc.StatusCode.DEADLINE_EXCEEDED, f"{self!r} had no room within {timeout} s"
                 ) from exc
+            finally:
+                self._waiting -= 1
         call = session.submit(task, self._on_end, placed)
         self._calls.add(call)
         self._idle.clear()
@@ -351,7 +462,15 @@ class WorkerConnection:
 
         `deadline`, in seconds, bounds the wait. Raises `RpcError` if it can't be asked.
         """
-        await self._open_link().stop(timeout, deadline=deadline)
+        target = self._target
+        # Not that of the sessions, which may be replaced meanwhile.
+        async with _channel(target, await _current(target.credentials)) as channel:
+            try:
+                await protocol.WorkerStub(channel).stop(
+                    protocol.StopRequest(timeout=timeout), timeout=deadline
+                )
+            except grpc.aio.AioRpcError as exc:
+                raise rpc_error(exc.code(), exc.details(), repr(_name(target))) from exc
 
     async def idle(self) -> None:
         """Return when it has no calls, streams that wait for their consumer included."""
@@ -361,7 +480,6 @@ class WorkerConnection:
         """Leave for good; calls that run may end within `timeout` seconds (None: however long).
 
         Those that don't are cancelled. A session that other connections of this loop share stays
-        self._waiting = 0
         open.
         """
         self._closed = True
@@ -371,11 +489,6 @@ class WorkerConnection:
         link.connections.discard(self)
         if link.connections:
             await self._drain(timeout)
-    @property
-    def in_flight(self) -> int:
-        """How many tasks have been handed to it that have not ended."""
-        return len(self._calls) + self._waiting
-
             return
         links = _links_of(asyncio.get_running_loop())
         if links.get(self._target) is link:
@@ -392,6 +505,3 @@ class WorkerConnection:
         finally:
             for call in list(self._calls):
                 call.abandon()
-            self._waiting += 1
-            finally:
-                self._waiting -= 1

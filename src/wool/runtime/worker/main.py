@@ -144,6 +144,7 @@ def _bind(server: grpc.aio.Server, configuration: Configuration) -> WorkerMetada
         extra=configuration.extra,
         secure=credentials is not None,
         options=configuration.options.channel,
+        identity=configuration.identity,
     )
 
 

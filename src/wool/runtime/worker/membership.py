@@ -36,7 +36,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from wool.runtime.worker.version import is_version_compatible, parse_version
 
@@ -91,11 +91,19 @@ class _Strike(NamedTuple):
     until: float
 
 
+class PeersLike(Protocol):
+    """Tells which workers may be called, by the identity they announce."""
+
+    def accepts_peer(self, identity: str | None) -> bool: ...
+
+    def describe_peers(self) -> str: ...
+
+
 class Membership:
     """The workers of a proxy, of which `lease` (None: any number) are admitted at a time.
 
-    `secure` tells whether the proxy has credentials, `version` is its own, `reserved` are the
-    workers whose slots nobody else may take.
+    `secure` tells whether the proxy has credentials, `peers` for which workers those are,
+    `version` is its own, `reserved` are the workers whose slots nobody else may take.
     """
 
     def __init__(
@@ -103,11 +111,13 @@ class Membership:
         *,
         lease: int | None = None,
         secure: bool = False,
+        peers: PeersLike | None = None,
         version: str,
         reserved: Iterable[UUID] = (),
     ) -> None:
         self._lease = sys.maxsize if lease is None else lease
         self._secure = secure
+        self._peers = peers
         self._version_text = version
         self._version = parse_version(version)
         self._reserved = frozenset(reserved)
@@ -213,6 +223,11 @@ class Membership:
             return f"{address} is secure, and this proxy has no credentials"
         if self._secure and not metadata.secure:
             return f"{address} is not secure, and this proxy has credentials"
+        if self._peers is not None and not self._peers.accepts_peer(metadata.identity):
+            return (
+                f"{address} announces the identity {metadata.identity!r}, and this proxy calls "
+                f"{self._peers.describe_peers()} only"
+            )
         if not is_version_compatible(self._version, parse_version(metadata.version)):
             return (
                 f"{address} has version {metadata.version!r}, which does not serve "

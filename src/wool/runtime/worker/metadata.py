@@ -20,7 +20,8 @@ class WorkerMetadata:
     """A worker as it is announced: who it is, where it listens, what it speaks.
 
     `address` is a gRPC target (`unix:/path` or `host:port`), `version` that of its wool, `tags`
-    and `extra` are its user's, `secure` tells that it wants TLS. Hashed by `uid`.
+    and `extra` are its user's, `secure` tells that it wants TLS. `identity` is the name that its
+    certificate is for besides its address, if any. Hashed by `uid`.
     """
 
     uid: UUID
@@ -31,8 +32,10 @@ class WorkerMetadata:
     extra: Mapping[str, Any] = field(default_factory=dict)
     secure: bool = False
     options: ChannelOptions | None = None
+    identity: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "identity", (self.identity or "").strip() or None)
         object.__setattr__(self, "tags", frozenset(self.tags))
         object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
 
@@ -54,6 +57,7 @@ class WorkerMetadata:
             secure=self.secure,
             options=self.options.to_protobuf() if self.options else None,
             wire=protocol.WIRE,
+            identity=self.identity or "",
         )
 
     @classmethod
@@ -74,14 +78,10 @@ class WorkerMetadata:
                 if message.HasField("options")
                 else None
             ),
+            identity=message.identity or None,
         )
 
 
-def encode_extra(extra: Mapping[str, Any]) -> str:
-    """As JSON. Raises `TypeError` if it holds what JSON can't carry."""
-    import json  # Few workers have anything extra.
-
-    return json.dumps(dict(extra))
 def check_tags(tags: Iterable[str]) -> frozenset[str]:
     """`tags` as a set. Raises `ValueError` if they are not strings, or one alone."""
     if not isinstance(tags, str):
@@ -102,12 +102,20 @@ def check_identity(identity: object) -> None:
         raise ValueError("identity must be a name, or None, not blank")
 
 
+def encode_extra(extra: Mapping[str, Any]) -> str:
+    """As JSON. Raises `TypeError` if it holds what JSON can't carry."""
+    import json  # Few workers have anything extra.
+
+    return json.dumps(dict(extra))
 
 
 def decode_extra(text: str) -> dict[str, Any]:
     import json
 
-    extra = json.loads(text)
+    try:
+        extra = json.loads(text)
+    except RecursionError as exc:
+        raise ValueError("extra is nested too deeply") from exc
     if not isinstance(extra, dict):
         raise ValueError(f"extra must be a JSON object, got {text}")
     return extra

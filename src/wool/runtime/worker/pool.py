@@ -14,11 +14,14 @@ from uuid import uuid4
 
 from wool.runtime.discovery.base import DiscoveryLike, DiscoveryPublisherLike
 from wool.runtime.discovery.local import LocalDiscovery
+from wool.runtime.errors import IneffectiveIdentityWarning
 from wool.runtime.factory import resolve
 from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
+from wool.runtime.typing import Undefined
+from wool.runtime.worker.auth import WorkerCredentialsProvider
 from wool.runtime.worker.base import WorkerLike
 from wool.runtime.worker.local import LocalWorker, is_loopback
-from wool.runtime.worker.process import START_TIMEOUT
+from wool.runtime.worker.process import START_TIMEOUT, check_credentials
 from wool.runtime.worker.proxy import TagFilter, WorkerProxy
 
 if TYPE_CHECKING:
@@ -26,8 +29,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from wool.runtime.loadbalancer.base import LoadBalancerLike
-    from wool.runtime.typing import Factory
-    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.typing import Factory, UndefinedType
+    from wool.runtime.worker.auth import Credentials
     from wool.runtime.worker.base import WorkerFactory
 
 logger = logging.getLogger("wool.pool")
@@ -66,13 +69,18 @@ class WorkerPool:
     `Factory` of one. `shutdown_timeout` bounds leaving, in seconds (None: unbounded); workers that
     are still there then get a SIGTERM, and a SIGKILL five seconds later.
 
+    `credentials`, or a provider of them, are for the workers and for calling them. `identity` is a
+    name that the workers' certificate is for; given (None: none), it is passed to `worker`, if that
+    takes it and was not given one.
+
     Without a discovery, other processes of this user may join at `LocalDiscovery(pool.namespace)`.
 
     Left normally, it lets what is in flight finish; left by an exception, it cancels. It can be
     entered once, and pools can be nested, also in routines. A worker that dies is replaced.
 
     Raises `ValueError` for a negative size or lease, a lease of 0 with a discovery alone, a
-    factory that can't be called, or a timeout that isn't positive. Entering raises
+    factory that can't be called, a timeout that isn't positive, or an identity without credentials
+    or that these are not for (with a discovery, that is a warning). Entering raises
     `ExceptionGroup` ("worker spawn failures") if workers fail to start, `TypeError` or
     `ValueError` if the discovery or the load balancer isn't one, and `RuntimeError` if it has been
     entered before.
@@ -86,7 +94,8 @@ class WorkerPool:
         worker: WorkerFactory | Callable[..., WorkerLike] | None = None,
         discovery: DiscoveryLike | Factory[DiscoveryLike] | None = None,
         loadbalancer: LoadBalancerLike | Factory[LoadBalancerLike] = RoundRobinLoadBalancer,
-        credentials: WorkerCredentials | None = None,
+        credentials: Credentials | None = None,
+        identity: str | UndefinedType | None = Undefined,
         shutdown_timeout: float | None = 60.0,
     ) -> None:
         _check_types(size, lease, tags)
@@ -102,6 +111,15 @@ class WorkerPool:
             raise ValueError("Shutdown timeout must be positive")
         if worker is not None:
             _check_factory(worker, tags)
+        if self._size:
+            _check_identity(identity, worker, credentials, alone=discovery is None)
+        elif identity is not Undefined:
+            warnings.warn(
+                f"identity {identity!r} is for workers of the pool's own, and it has none",
+                IneffectiveIdentityWarning,
+                stacklevel=2,
+            )
+        self._identity = {} if identity is Undefined else {"identity": identity}
         self._cap = None if lease is None else self._size + lease
         self._tags = tags
         self._filter = TagFilter(frozenset(tags)) if tags and size is not None else None
@@ -181,6 +199,8 @@ class WorkerPool:
         # A unix socket will do where only this host has to reach the worker.
         if host is not None and not is_loopback(host) and _asks_for(make, "host"):
             options["host"] = host
+        if _asks_for(make, "identity"):
+            options.update(self._identity)
         worker = make(*self._tags, **options)
         if not isinstance(worker, WorkerLike):
             raise TypeError(f"Expected WorkerLike from {self._worker!r}, got: {worker!r}")
@@ -453,6 +473,33 @@ def _check_factory(worker: Callable[..., WorkerLike], tags: tuple[str, ...]) -> 
             f"worker must be callable as worker(*tags, credentials=...), and {worker!r} is not: "
             f"{exc}"
         ) from exc
+
+
+def _check_identity(
+    identity: str | UndefinedType | None,
+    worker: Callable[..., WorkerLike] | None,
+    credentials: Credentials | None,
+    alone: bool,
+) -> None:
+    """Tell of workers of a pool's own that it would not call, and of an identity they don't get."""
+    name = None if identity is Undefined else identity
+    check_credentials(name, credentials)
+    message = ""
+    if name is not None and not _asks_for(worker or LocalWorker, "identity"):
+        message = f"identity {name!r} is not passed on: {worker!r} does not take it, or has its own"
+    elif isinstance(credentials, WorkerCredentialsProvider) and (
+        worker is None or identity is not Undefined
+    ):
+        if credentials.accepts_peer(name):
+            return
+        message = (
+            f"The pool's workers would have the identity {name!r}, but its credentials are for "
+            f"{credentials.describe_peers()}"
+        )
+        if alone:
+            raise ValueError(message)
+    if message:
+        warnings.warn(message, IneffectiveIdentityWarning, stacklevel=3)
 
 
 async def _to_the_end(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from uuid import UUID
 
-    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.auth import Credentials
 
 logger = logging.getLogger("wool.process")
 
@@ -45,8 +45,9 @@ class WorkerProcess:
     `shutdown_grace_period` is how many seconds its routines may take to clean up when they are
     cancelled by a stop, `proxy_pool_ttl` how many an unused proxy is kept there.
 
-    Raises `ValueError` for a blank host, a port outside 0..65535, or a duration that isn't
-    positive, and `TypeError` if `extra` holds what JSON can't carry.
+    Raises `ValueError` for a blank host, a port outside 0..65535, a duration that isn't positive,
+    or an identity that is blank or comes without credentials, and `TypeError` if `extra` holds what
+    JSON can't carry.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class WorkerProcess:
         port: int | None = None,
         shutdown_grace_period: float = 60.0,
         proxy_pool_ttl: float = 60.0,
-        credentials: WorkerCredentials | None = None,
+        credentials: Credentials | None = None,
         options: WorkerOptions | None = None,
+        identity: str | None = None,
     ) -> None:
         if host is not None and not host.strip():
             raise ValueError("Host must be a non-blank string")
@@ -70,6 +72,7 @@ class WorkerProcess:
             raise ValueError("Shutdown grace period must be positive")
         if proxy_pool_ttl <= 0:
             raise ValueError("Proxy pool TTL must be positive")
+        check_credentials(identity, credentials)
         if extra:
             encode_extra(extra)
         self._uid = uid
@@ -81,6 +84,7 @@ class WorkerProcess:
         self._ttl = proxy_pool_ttl
         self._credentials = credentials
         self._options = options or WorkerOptions()
+        self._identity = identity
         self._directory: str | None = None
         self._lock: int | None = None
         self._control: int | None = None
@@ -169,6 +173,7 @@ class WorkerProcess:
             proxy_pool_ttl=self._ttl,
             credentials=self._credentials,
             options=self._options,
+            identity=self._identity,
         )
         surroundings = pickle.dumps((sys.path, os.environ.get("PYTHONPATH")))
         data = pickle.dumps((surroundings, pickle.dumps(configuration)))
@@ -232,13 +237,20 @@ class WorkerProcess:
                 await asyncio.wait([exited], timeout=patience)
             except asyncio.CancelledError as exc:
                 cancelled = exc
+            if patience and cancelled is None and not exited.done():
+                logger.warning("Worker process %s has not ended in %s s", process.pid, patience)
             if signal is not None and not exited.done():
                 with contextlib.suppress(ProcessLookupError):
                     signal()
         if cancelled is not None:
             raise cancelled
-            if patience and cancelled is None and not exited.done():
-                logger.warning("Worker process %s has not ended in %s s", process.pid, patience)
+
+
+def check_credentials(identity: str | None, credentials: object) -> None:
+    """Raises `ValueError` if a worker can't have that identity with those credentials."""
+    check_identity(identity)
+    if identity is not None and credentials is None:
+        raise ValueError(f"identity {identity!r} needs credentials, whose certificate is for it")
 
 
 class _StartError(Exception):

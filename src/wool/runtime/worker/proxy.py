@@ -20,7 +20,7 @@ from wool.runtime.factory import is_pre_entered
 from wool.runtime.loadbalancer.base import LoadBalancerLike
 from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
 from wool.runtime.typing import Undefined, UndefinedType
-from wool.runtime.worker.auth import CredentialContext
+from wool.runtime.worker.auth import CredentialContext, WorkerCredentialsProvider
 from wool.runtime.worker.version import is_version_compatible, parse_version
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from wool.runtime.routine.task import Task
     from wool.runtime.typing import Factory
-    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.auth import Credentials
     from wool.runtime.worker.metadata import WorkerMetadata
     from wool.runtime.worker.roster import Roster
 
@@ -65,9 +65,9 @@ class WorkerProxy:
 
     The source is a pool's namespace on this machine (with `tags`, its workers that share one),
     `discovery` (a subscriber, or a `Factory` of one), or `workers`, a fixed sequence of metadata.
-    `lease` caps how many workers are admitted at a time (default: no cap). `credentials` default
-    to those of the worker this runs in; with credentials, only secure workers are admitted, and
-    without, only others.
+    `lease` caps how many workers are admitted at a time (default: no cap). `credentials`, or a
+    provider of them, default to those of the worker this runs in; with credentials, only secure
+    workers are admitted that they are for, and without, only others.
 
     Pickled, it keeps its source, its load balancer, its id and its lease, never its credentials; an
     unpickled proxy starts by itself when it is first used.
@@ -82,7 +82,7 @@ class WorkerProxy:
         discovery: DiscoverySubscriberLike | Factory[DiscoverySubscriberLike] | None = None,
         workers: Sequence[WorkerMetadata] | None = None,
         loadbalancer: LoadBalancerLike | Factory[LoadBalancerLike] = RoundRobinLoadBalancer,
-        credentials: WorkerCredentials | UndefinedType | None = Undefined,
+        credentials: Credentials | UndefinedType | None = Undefined,
         lease: int | None = None,
     ) -> None:
         sources = [
@@ -237,23 +237,26 @@ class WorkerProxy:
         from wool.runtime.worker.membership import Membership
         from wool.runtime.worker.roster import Roster
 
+        credentials = self._resolve_credentials()
         running = Roster(
             Membership(
                 lease=self._lease,
-                secure=self._resolve_credentials() is not None,
+                secure=credentials is not None,
+                peers=credentials,
                 version=protocol.__version__,
                 reserved=self._reserved,
             ),
-            self._resolve_credentials(),
+            credentials,
         )
         await running.start(self._loadbalancer, self._discovery)
         self._running = running
         return running
 
-    def _resolve_credentials(self) -> WorkerCredentials | None:
-        if self._credentials is Undefined:
-            return CredentialContext.current()
-        return self._credentials
+    def _resolve_credentials(self) -> WorkerCredentialsProvider | None:
+        given = self._credentials
+        return WorkerCredentialsProvider.coerce(
+            CredentialContext.current() if given is Undefined else given
+        )
 
     async def stop(self, *, timeout: float | None = 0) -> None:
         """Stop it: calls that run may end within `timeout` seconds (None: however long).
@@ -283,10 +286,10 @@ class WorkerProxy:
         running = self._running or await self._run_later()
         running.check_loop(self)
         task.encode()  # Arguments are copied before anything is waited for.
+        context = running.having(task.tags) if task.tags else running.context
         while True:
             if not context.workers:
                 await running.first_worker(self, context)
-        context = running.having(task.tags) if task.tags else running.context
             try:
                 return await running.balancer.dispatch(task, context=context, timeout=timeout)
             except NoWorkersAvailable:

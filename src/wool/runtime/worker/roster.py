@@ -41,7 +41,9 @@ class Roster:
 
     balancer: LoadBalancerLike
 
-    def __init__(self, membership: Membership, credentials: WorkerCredentials | None) -> None:
+    def __init__(
+        self, membership: Membership, credentials: WorkerCredentialsProvider | None
+    ) -> None:
         self.membership = membership
         self.context = LoadBalancerContext(on_evict=self._evicted)
         self._credentials = credentials

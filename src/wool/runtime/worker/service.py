@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from uuid import UUID
 
-    from wool.runtime.worker.auth import WorkerCredentials
+    from wool.runtime.worker.auth import Credentials
 
 logger = logging.getLogger("wool.service")
 
@@ -396,7 +396,7 @@ class WorkerService:
         options: ChannelOptions | None = None,
         proxy_ttl: float = 60.0,
         grace: float = 60.0,
-        credentials: WorkerCredentials | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.credentials = credentials
         self.options = options or ChannelOptions()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 
 from wool.runtime.errors import HandshakeError, RpcError, TransientRpcError
+from wool.runtime.worker.base import CONNECTION_LIMITS
 
 if TYPE_CHECKING:
     from wool.runtime.worker.base import ChannelOptions, WorkerOptions
@@ -55,7 +56,9 @@ def client_arguments(options: ChannelOptions) -> Arguments:
 
 def server_arguments(options: WorkerOptions) -> Arguments:
     """gRPC's channel arguments for a worker with these options."""
+    limits = {name: getattr(options, name) for name in CONNECTION_LIMITS}
     return [
+        *((f"grpc.{name}", value) for name, value in limits.items() if value is not None),
         *_shared(options.channel),
         ("grpc.so_reuseport", 0),
         ("grpc.server.max_pending_requests", UNLIMITED),
@@ -74,8 +77,8 @@ HANDSHAKE: Final = re.compile(r"handshake|SSL_ERROR|certificate|hostname verific
 CAUSES: Final = {
     "has expired": "a certificate has expired",
     "not yet valid": "a certificate is not valid yet",
-    "hostname verification": "the certificate is for another name than the worker's address",
-    "not in peer certificate": "the certificate is for another name than the worker's address",
+    "hostname verification": "the certificate is for another name than {name}",
+    "not in peer certificate": "the certificate is for another name than {name}",
     "wrong_version_number": "the worker does not speak TLS",
     "certificate_required": "the worker wants a certificate of its clients",
     "unknown_ca": "the worker does not trust the authority of this client's certificate",
@@ -84,10 +87,12 @@ CAUSES: Final = {
 """In plain words, by what gRPC's text of a failed handshake contains; the first one counts."""
 
 
-def rpc_error(code: grpc.StatusCode | None, details: str | None) -> RpcError:
-    """Ours for a status of gRPC's."""
+def rpc_error(
+    code: grpc.StatusCode | None, details: str | None, name: str = "the worker's address"
+) -> RpcError:
+    """Ours for a status of gRPC's. `name` says what the worker's certificate must be for."""
     if code is grpc.StatusCode.UNAVAILABLE and HANDSHAKE.search(details or ""):
         text = str(details)
         cause = next((said for mark, said in CAUSES.items() if mark in text.lower()), "")
-        return HandshakeError(code, f"{cause}: {text}" if cause else text)
+        return HandshakeError(code, f"{cause.format(name=name)}: {text}" if cause else text)
     return (TransientRpcError if code in TRANSIENT else RpcError)(code, details)
