@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import psutil
 import pytest
 import trustme
 
 import wool
 from tests.runtime.worker.routines import echo
-from wool import LocalWorker, WorkerCredentials, WorkerMetadata, WorkerProxy
+from wool import LocalWorker, WorkerCredentials, WorkerMetadata, WorkerProxy, protocol
 from wool.runtime.errors import HandshakeError, RpcError
 from wool.runtime.worker.transport import rpc_error
 
@@ -102,6 +103,27 @@ async def test_client_that_the_worker_does_not_trust() -> None:
                 await echo(1)
         async with WorkerProxy(workers=[metadata], credentials=issue("me")):
             assert await echo("still here") == "still here"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", None])
+async def test_worker_with_credentials_has_no_other_door(host: str | None) -> None:
+    worker = LocalWorker(host=host, credentials=issue("127.0.0.1", "localhost"))
+    await worker.start()
+    assert worker.metadata is not None
+    process = psutil.Process(worker.metadata.pid)
+    ports = [
+        f"{each.laddr.ip.removeprefix('::ffff:')}:{each.laddr.port}"
+        for each in process.net_connections("inet")
+        if each.status == psutil.CONN_LISTEN
+    ]
+    sockets = {f"unix:{each.laddr}" for each in process.net_connections("unix") if each.laddr}
+    assert {*ports, *sockets} == {worker.metadata.address}
+    async with grpc.aio.insecure_channel(worker.metadata.address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await protocol.WorkerStub(channel).stop(protocol.StopRequest(timeout=0), timeout=5)
+    async with WorkerProxy(workers=[worker.metadata], credentials=issue("me")):
+        assert await echo("alive") == "alive"
+    await worker.stop()
 
 
 @pytest.mark.parametrize(
