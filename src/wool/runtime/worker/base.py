@@ -22,8 +22,10 @@ class ChannelOptions:
     """How clients and a worker talk; the worker announces it and both sides keep to it.
 
     `max_receive_message_length` and `max_send_message_length` bound one payload, in bytes, seen
-    from the worker: the arguments of a call and its result. The rest is gRPC's: see its keepalive
-    guide. `compression` is a number of `grpc.Compression` (0 none, 1 deflate, 2 gzip).
+    from the worker: the arguments of a call and its result. A peer that says nothing is asked after
+    `keepalive_time_ms`, and lost if it doesn't answer within `keepalive_timeout_ms`: after 50 s by
+    default. The rest is gRPC's: see its keepalive guide. `compression` is a number of
+    `grpc.Compression` (0 none, 1 deflate, 2 gzip).
 
     Raises `ValueError` for a value out of range, `TypeError` for one that is no number.
     """
@@ -31,7 +33,7 @@ class ChannelOptions:
     max_receive_message_length: int = 100 * MIB
     max_send_message_length: int = 100 * MIB
     keepalive_time_ms: int = 30_000
-    keepalive_timeout_ms: int = 30_000
+    keepalive_timeout_ms: int = 20_000
     keepalive_permit_without_calls: bool = True
     max_pings_without_data: int = 2
     compression: int = 0
