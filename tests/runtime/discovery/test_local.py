@@ -596,18 +596,23 @@ class TestDirectory:
     async def test_is_removed_with_all_records(
         self, discovery: LocalDiscovery, announcer: Announcer, path: Path
     ) -> None:
-        """A81: which the system doesn't report as long as a record's owner has it open."""
+        """A81: which the system doesn't report as long as a record's owner has it open.
+
+        Who has announced them does so again.
+        """
         worker = make_worker()
         async with Consumer(discovery.subscribe(poll_interval=0.05)) as consumer:
+            announcer.publish("worker-added", worker)
             for number in range(1, 4):
-                announcer.publish("worker-added", worker)
                 await consumer.count(2 * number - 1)
                 (path / worker.uid.hex).unlink()
                 with suppress(FileNotFoundError):
                     path.rmdir()
                 await consumer.count(2 * number)
+            await consumer.count(7)
 
-        assert consumer.types == ["worker-added", "worker-dropped"] * 3
+        assert consumer.types == ["worker-added", *["worker-dropped", "worker-added"] * 3]
+        assert consumer.workers == {worker}
 
     async def test_is_exchanged_for_another(
         self, discovery: LocalDiscovery, announcer: Announcer, path: Path

@@ -132,7 +132,7 @@ async def test_closing_that_is_cancelled_cancels_what_runs_at_once(steps: int) -
             await closing
         if steps:
             names = {task.get_name() for task in asyncio.all_tasks()}
-            assert not {"wool session reader", "wool session writer"} & names
+            assert "wool session writer" not in names
             with pytest.raises(asyncio.CancelledError):
                 await anext(running)
         await connection.close()

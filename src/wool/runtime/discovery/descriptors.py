@@ -37,6 +37,11 @@ class Descriptor:
         """Whether this is the file at `path`. Raises `FileNotFoundError` if there is none."""
         return os.lstat(path).st_ino == os.fstat(self.fd).st_ino
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether what was opened is nowhere any more."""
+        return os.fstat(self.fd).st_nlink == 0
+
     def withdraw_at_exit(self) -> None:
         """Remove the file when the interpreter exits, if it is open then and still in its place."""
         _owned.add(self)

@@ -8,6 +8,7 @@ of order, whoever tells of them and however often.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import weakref
 from collections import deque
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from wool.runtime.discovery.records import Sighting
     from wool.runtime.worker.metadata import WorkerMetadata
 
+logger = logging.getLogger("wool.discovery.local")
+
 POLL_INTERVAL: Final = 2.0
 """Seconds between rescans, which notice what nobody told of."""
 
@@ -42,7 +45,7 @@ class LocalPublisher:
     """Announces workers in a namespace, each until it is dropped or the publisher is left.
 
     Should the process die, the workers it announced count as dropped. A worker announced by several
-    publishers belongs to the last of them.
+    publishers belongs to the last of them. If the directory vanishes, the records are put back.
     """
 
     bind_host = "127.0.0.1"
@@ -51,6 +54,9 @@ class LocalPublisher:
         self.namespace = namespace
         self._directory: Directory | None = None
         self._records: dict[str, Descriptor] = {}
+        self._announced: dict[str, WorkerMetadata] = {}
+        self._place: Descriptor | None = None
+        self._keeper: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<LocalDiscovery.Publisher {self.namespace!r} {len(self._records)} announced>"
@@ -72,6 +78,11 @@ class LocalPublisher:
         directory, self._directory = self._directory, None
         if directory is None:
             return
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._place is not None:
+            self._place.close()
+        self._announced.clear()
         for name, record in self._records.items():
             with suppress(OSError):
                 if directory.owns(name, record):
@@ -99,6 +110,7 @@ class LocalPublisher:
                 await self._write(metadata)
             case "worker-dropped":
                 directory.remove(name)
+                self._announced.pop(name, None)
                 if record := self._records.pop(name, None):
                     record.close()
             case _:
@@ -118,10 +130,31 @@ class LocalPublisher:
         finally:
             if leftover is not None:
                 leftover.close()
+        self._take(metadata, record)
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(), name="wool local publisher")
+
+    def _take(self, metadata: WorkerMetadata, record: Descriptor) -> None:
+        name = metadata.uid.hex
         # Not before, so that at no moment the worker's record is unlocked.
         if previous := self._records.pop(name, None):
             previous.close()
-        self._records[name] = record
+        self._records[name], self._announced[name] = record, metadata
+
+    async def _keep(self) -> None:
+        """Put the records back when their directory has vanished."""
+        while (directory := self._directory) is not None:
+            try:
+                if self._place is not None and self._place.is_removed:
+                    for metadata in list(self._announced.values()):
+                        self._take(metadata, directory.write(metadata))
+                        hub.announce(directory.path, metadata.uid.hex)
+                    self._place = None
+                if self._place is None and self._announced:
+                    self._place = directory.open_itself()
+            except OSError as exc:
+                logger.warning("%r can't put back what it has announced: %s", self, exc)
+            await asyncio.sleep(POLL_INTERVAL)
 
     async def _lock_out(self, name: str) -> Descriptor | None:
         """Lock a record that isn't ours, lest it is removed as dead when ours is in its place."""

@@ -150,6 +150,10 @@ class Directory:
                 return self._place(data, self._path(metadata.uid.hex))
         raise FileNotFoundError(errno.ENOENT, "keeps being removed by others", self.path)
 
+    def open_itself(self) -> Descriptor:
+        """The directory, to be told whether it is still there."""
+        return Descriptor(self.path, os.O_RDONLY | os.O_DIRECTORY)
+
     def owns(self, name: str, record: Descriptor) -> bool:
         """Whether the record of that name is this one."""
         with suppress(FileNotFoundError):

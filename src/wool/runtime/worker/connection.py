@@ -44,6 +44,9 @@ logger = logging.getLogger("wool.connection")
 OPEN_TIMEOUT = 10.0
 """Seconds for a session to open."""
 
+WATCH_INTERVAL = 1.0
+"""Seconds between looks at a connection. gRPC waits for a change in an `assert`: not with `-O`."""
+
 RENEWAL_TIMEOUT = 5.0
 """Seconds for credentials to be renewed."""
 
@@ -152,6 +155,8 @@ class _Link:
         ready = grpc.ChannelConnectivity.READY
         while channel.get_state() is ready:
             await channel.wait_for_state_change(ready)
+            if channel.get_state() is ready:
+                await asyncio.sleep(WATCH_INTERVAL)
         if self._session is session:
             self._retire()
 
