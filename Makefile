@@ -11,7 +11,7 @@ PROTOC := .venv-proto/bin/python -m grpc_tools.protoc --proto_path=wool/protocol
 	wool/protocol/wire.proto
 GENERATED := wool/protocol/wire_pb2.py wool/protocol/wire_pb2.pyi
 
-.PHONY: quickstart test lint format types proto proto-check floors bench clean
+.PHONY: quickstart test lint format types proto proto-check floors torture bench clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.installed
@@ -48,6 +48,10 @@ proto-check: .venv-proto/.installed
 # The lowest versions of the dependencies that pyproject.toml declares.
 floors: .venv-floors/.installed
 	.venv-floors/bin/python -m pytest -m "not slow"
+
+# Breaks things under load, for about 20 s each. For example: make torture ARGS="--only kill --seconds 60"
+torture: .venv/.installed-dev
+	.venv/bin/python -m tests.torture $(ARGS)
 
 # For example: make bench ARGS="--only latency,burst --quick --check"
 # Compiled, as an installed package is, whatever PYTHONDONTWRITEBYTECODE says.

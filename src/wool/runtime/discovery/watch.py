@@ -162,6 +162,8 @@ class Hub:
     def _watch(self, directory: Directory) -> None:
         try:
             import_module("watchdog.observers")
+            # It warns of directories that vanish, on stderr where logging is not set up.
+            logging.getLogger("watchdog").addHandler(logging.NullHandler())
             self._imported = True
             with self._lock:
                 renewed = self._renew(directory)
