@@ -614,6 +614,22 @@ class TestDirectory:
         assert consumer.types == ["worker-added", *["worker-dropped", "worker-added"] * 3]
         assert consumer.workers == {worker}
 
+    async def test_is_removed_when_a_publisher_is_used_again(
+        self, discovery: LocalDiscovery, path: Path
+    ) -> None:
+        publisher, worker = discovery.publisher, make_worker()
+        async with publisher:
+            await publisher.publish("worker-added", make_worker())
+        async with publisher, Consumer(discovery.subscribe(poll_interval=0.05)) as consumer:
+            await publisher.publish("worker-added", worker)
+            await eventually(lambda: publisher._place is not None)
+            await consumer.count(1)
+            (path / worker.uid.hex).unlink()
+            with suppress(FileNotFoundError):
+                path.rmdir()
+            await consumer.count(3)
+            assert consumer.workers == {worker}
+
     async def test_is_exchanged_for_another(
         self, discovery: LocalDiscovery, announcer: Announcer, path: Path
     ) -> None:

@@ -8,8 +8,6 @@ import socket
 import warnings
 from typing import TYPE_CHECKING, TypeAlias
 
-import ifaddr
-
 from wool.runtime.errors import AdvertiseHostError, LoopbackAdvertisementWarning
 
 if TYPE_CHECKING:
@@ -99,6 +97,8 @@ def is_routable(address: Address) -> bool:
 
 def interfaces() -> Iterator[Interface]:
     """The addresses of this host's interfaces, with their networks."""
+    import ifaddr  # Few look at interfaces, and every pool imports this module.
+
     for adapter in ifaddr.get_adapters():
         for each in adapter.ips:
             address = each.ip if isinstance(each.ip, str) else each.ip[0]
@@ -110,6 +110,8 @@ def multicast_interfaces() -> list[str | int]:
 
     Loopback is among them with IPv4 alone, as there it has no route for multicast with IPv6.
     """
+    import ifaddr
+
     places: list[str | int] = []
     for adapter in ifaddr.get_adapters():
         texts = [each.ip if isinstance(each.ip, str) else each.ip[0] for each in adapter.ips]

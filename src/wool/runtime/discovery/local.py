@@ -80,8 +80,7 @@ class LocalPublisher:
             return
         if self._keeper is not None:
             self._keeper.cancel()
-        if self._place is not None:
-            self._place.close()
+        self._keeper = self._place = None
         self._announced.clear()
         for name, record in self._records.items():
             with suppress(OSError):
@@ -111,6 +110,8 @@ class LocalPublisher:
             case "worker-dropped":
                 directory.remove(name)
                 self._announced.pop(name, None)
+                if not self._announced:
+                    self._place = None  # Open, it would keep its end from being reported.
                 if record := self._records.pop(name, None):
                     record.close()
             case _:
@@ -126,6 +127,8 @@ class LocalPublisher:
         name = metadata.uid.hex
         leftover = await self._lock_out(name)
         try:
+            if not self._announced:
+                self._place = self._entered().open_itself()
             record = self._entered().write(metadata)
         finally:
             if leftover is not None:
@@ -146,12 +149,12 @@ class LocalPublisher:
         while (directory := self._directory) is not None:
             try:
                 if self._place is not None and self._place.is_removed:
+                    # Opened first, so that it is noticed if this one vanishes meanwhile.
+                    place = directory.open_itself()
                     for metadata in list(self._announced.values()):
                         self._take(metadata, directory.write(metadata))
                         hub.announce(directory.path, metadata.uid.hex)
-                    self._place = None
-                if self._place is None and self._announced:
-                    self._place = directory.open_itself()
+                    self._place = place
             except OSError as exc:
                 logger.warning("%r can't put back what it has announced: %s", self, exc)
             await asyncio.sleep(POLL_INTERVAL)

@@ -151,8 +151,12 @@ class Directory:
         raise FileNotFoundError(errno.ENOENT, "keeps being removed by others", self.path)
 
     def open_itself(self) -> Descriptor:
-        """The directory, to be told whether it is still there."""
-        return Descriptor(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        """The directory, made if need be, to be told whether it is still there."""
+        for _ in range(ATTEMPTS):
+            self.make()
+            with suppress(FileNotFoundError):  # Someone may remove an empty directory just now.
+                return Descriptor(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        raise FileNotFoundError(errno.ENOENT, "keeps being removed by others", self.path)
 
     def owns(self, name: str, record: Descriptor) -> bool:
         """Whether the record of that name is this one."""

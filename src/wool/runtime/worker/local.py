@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from wool.runtime.discovery.addresses import is_loopback
 from wool.runtime.worker.base import Worker
 from wool.runtime.worker.process import WorkerProcess
 
@@ -82,11 +82,3 @@ class LocalWorker(Worker):
         seconds = timeout or 0
         self._process.tell_to_stop(seconds)
         await self._process.reap(None if seconds < 0 else seconds + self._grace + STOP_MARGIN)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this host can reach who listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

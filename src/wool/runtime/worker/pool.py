@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from wool.runtime.discovery.addresses import is_loopback
 from wool.runtime.discovery.base import DiscoveryLike, DiscoveryPublisherLike
 from wool.runtime.discovery.local import LocalDiscovery
 from wool.runtime.errors import IneffectiveIdentityWarning
@@ -20,7 +21,7 @@ from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
 from wool.runtime.typing import Undefined
 from wool.runtime.worker.auth import WorkerCredentialsProvider
 from wool.runtime.worker.base import WorkerLike
-from wool.runtime.worker.local import LocalWorker, is_loopback
+from wool.runtime.worker.local import LocalWorker
 from wool.runtime.worker.process import START_TIMEOUT, check_credentials
 from wool.runtime.worker.proxy import TagFilter, WorkerProxy
 
