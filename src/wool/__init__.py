@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         UnexpectedResponse,
         WoolError,
         WoolWarning,
+        WorkerFull,
         WorkerLost,
         WorkerUnresponsive,
     )
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from wool.runtime.serializer import Serializer
     from wool.runtime.typing import Factory
     from wool.runtime.worker.auth import WorkerCredentials, WorkerCredentialsProvider
+    from wool.runtime.worker.backpressure import BackpressureContext, BackpressureLike
     from wool.runtime.worker.base import Worker, WorkerFactory, WorkerLike
     from wool.runtime.worker.connection import WorkerConnection
     from wool.runtime.worker.local import LocalWorker
@@ -103,6 +105,8 @@ __all__ = [
     "current_task",
     "routine",
     # Workers
+    "BackpressureContext",
+    "BackpressureLike",
     "LocalWorker",
     "Worker",
     "WorkerCredentials",
@@ -133,6 +137,7 @@ __all__ = [
     "HandshakeError",
     "PayloadTooLarge",
     "WoolError",
+    "WorkerFull",
     "WorkerLost",
     "WorkerUnresponsive",
     # Warnings
@@ -173,6 +178,7 @@ _HOMES = {
         "UnexpectedResponse",
         "WoolError",
         "WoolWarning",
+        "WorkerFull",
         "WorkerLost",
         "WorkerUnresponsive",
     ),
@@ -184,6 +190,7 @@ _HOMES = {
     "serializer": ("Serializer",),
     "typing": ("Factory",),
     "worker.auth": ("WorkerCredentials", "WorkerCredentialsProvider"),
+    "worker.backpressure": ("BackpressureContext", "BackpressureLike"),
     "worker.base": ("Worker", "WorkerFactory", "WorkerLike"),
     "worker.connection": ("WorkerConnection",),
     "worker.local": ("LocalWorker",),

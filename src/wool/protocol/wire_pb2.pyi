@@ -51,7 +51,7 @@ class ResponseBatch(_message.Message):
     def __init__(self, frames: _Optional[_Iterable[_Union[Response, _Mapping]]] = ..., last: bool = ...) -> None: ...
 
 class Response(_message.Message):
-    __slots__ = ("call", "ack", "nack", "result", "item", "done", "exception", "chunk", "heartbeat", "cancelling", "release")
+    __slots__ = ("call", "ack", "nack", "result", "item", "done", "exception", "chunk", "heartbeat", "cancelling", "release", "room")
     CALL_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     NACK_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class Response(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     CANCELLING_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    ROOM_FIELD_NUMBER: _ClassVar[int]
     call: int
     ack: bool
     nack: Nack
@@ -74,7 +75,8 @@ class Response(_message.Message):
     heartbeat: bool
     cancelling: bool
     release: bool
-    def __init__(self, call: _Optional[int] = ..., ack: bool = ..., nack: _Optional[_Union[Nack, _Mapping]] = ..., result: _Optional[_Union[Payload, _Mapping]] = ..., item: _Optional[_Union[Payload, _Mapping]] = ..., done: bool = ..., exception: _Optional[_Union[Payload, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: bool = ..., cancelling: bool = ..., release: bool = ...) -> None: ...
+    room: int
+    def __init__(self, call: _Optional[int] = ..., ack: bool = ..., nack: _Optional[_Union[Nack, _Mapping]] = ..., result: _Optional[_Union[Payload, _Mapping]] = ..., item: _Optional[_Union[Payload, _Mapping]] = ..., done: bool = ..., exception: _Optional[_Union[Payload, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., heartbeat: bool = ..., cancelling: bool = ..., release: bool = ..., room: _Optional[int] = ...) -> None: ...
 
 class Payload(_message.Message):
     __slots__ = ("data", "buffers", "chunked", "forms", "segment")
@@ -149,10 +151,12 @@ class Task(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., caller: _Optional[bytes] = ..., tag: _Optional[str] = ..., callable: _Optional[_Union[Definition, _Mapping]] = ..., proxy: _Optional[_Union[Definition, _Mapping]] = ..., proxy_error: _Optional[str] = ..., timeout: _Optional[float] = ..., context: _Optional[_Union[RuntimeContext, _Mapping]] = ..., serializer: _Optional[bytes] = ..., arguments: _Optional[_Union[Payload, _Mapping]] = ..., prefetch: _Optional[int] = ...) -> None: ...
 
 class Nack(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "code")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    code: int
+    def __init__(self, reason: _Optional[str] = ..., code: _Optional[int] = ...) -> None: ...
 
 class RuntimeContext(_message.Message):
     __slots__ = ("dispatch_timeout",)

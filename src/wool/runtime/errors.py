@@ -85,6 +85,10 @@ class TransientRpcError(RpcError):
     """The call to a worker failed before the routine ran; another worker, or later, may do."""
 
 
+class WorkerFull(TransientRpcError):
+    """The worker runs as many tasks as it may. The call has not run."""
+
+
 class HandshakeError(TransientRpcError):
     """A worker could not be called as TLS failed: whom it trusts, its name, or its dates.
 

@@ -69,7 +69,8 @@ class Task:
     current one), `tag` says where the routine is defined (`module.qualname:line`), `context` is the
     `RuntimeContext` at the call, and `timeout`, in seconds, is for information. `exception` is set
     when it has raised. `prefetch` is how many values an async generator may be ahead of its
-    consumer. `tags` are those that a worker must have to be given it; they don't travel.
+    consumer. `tags` are those that a worker must have to be given it; they don't travel. `met_full`
+    is set when a worker has refused it as it was full.
 
     Raises `TypeError` if `proxy` isn't one.
     """
@@ -88,6 +89,7 @@ class Task:
         "definition",
         "exception",
         "kwargs",
+        "met_full",
         "prefetch",
         "proxy",
         "proxy_dump",
@@ -135,6 +137,7 @@ class Task:
         self.tag = describe(callable) if tag is None else tag
         self.prefetch = prefetch
         self.tags = tags
+        self.met_full = False
         self._id = id
         self._context = context
         self._dispatch_timeout = (

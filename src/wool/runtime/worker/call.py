@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from wool.runtime import remote_exception, serializer
-from wool.runtime.errors import (
-    DispatchTimeout,
-    TransientRpcError,
-    UnexpectedResponse,
-    WorkerUnresponsive,
-)
+from wool.runtime.errors import DispatchTimeout, UnexpectedResponse, WorkerUnresponsive
 from wool.runtime.worker.framing import TERMINAL
+from wool.runtime.worker.transport import nack_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -195,7 +191,7 @@ class Call:
         if self._events:
             kind, body = self._events[0]
             if kind == "nack":
-                raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, body)
+                raise nack_error(body)
             if kind == FAILURE:
                 raise body
 

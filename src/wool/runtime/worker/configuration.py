@@ -30,3 +30,6 @@ class Configuration(NamedTuple):
     credentials: Credentials | None
     options: WorkerOptions
     identity: str | None
+    max_concurrent_tasks: int | None
+    backpressure: bytes | None
+    """Pickled, as it may be defined where only the parent can find it by name."""

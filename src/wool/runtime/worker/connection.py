@@ -18,6 +18,7 @@ from wool.runtime.errors import (
     RpcError,
     TransientRpcError,
     UnexpectedResponse,
+    WorkerFull,
 )
 from wool.runtime.worker import fate
 from wool.runtime.worker.arena import ROOM, Arena, Shared, Window
@@ -164,6 +165,8 @@ class _Link:
         """Have the session end when its calls have."""
         session, self._session = self._session, None
         if session is not None:
+            if session.full:
+                self._room(1)  # The next one is not known to be.
             ending = asyncio.create_task(self._end(session), name="wool session end")
             self._former[session] = ending
 
@@ -218,6 +221,7 @@ class _Link:
             metadata=self._metadata,
             ascertain=self._ascertain,
             on_lost=self._lost,
+            on_room=self._room,
         )
 
     def _arena(self) -> Arena | None:
@@ -256,6 +260,10 @@ class _Link:
     def _lost(self) -> None:
         for connection in list(self.connections):
             connection.lost()
+
+    def _room(self, tasks: int) -> None:
+        for connection in list(self.connections):
+            connection.has_room(tasks)
 
     async def close(self, *, timeout: float | None) -> None:
         try:
@@ -341,7 +349,7 @@ class WorkerConnection:
     `options` are what the worker announced (default: `ChannelOptions()`), `metadata` is how it
     describes itself. `peer` is the name that its certificate must be for (default: its identity
     if credentials are for certain peers, else its address). `on_lost` is called when the worker
-    can't be reached, or no longer.
+    can't be reached, or no longer, `on_room` when it was full and has room for so many tasks.
 
     Raises `ValueError` for a `peer` without credentials.
     """
@@ -355,6 +363,7 @@ class WorkerConnection:
         peer: str | None = None,
         metadata: WorkerMetadata | None = None,
         on_lost: Callable[[], None] | None = None,
+        on_room: Callable[[int], None] | None = None,
     ) -> None:
         provider = WorkerCredentialsProvider.coerce(credentials)
         if peer is not None and provider is None:
@@ -364,6 +373,7 @@ class WorkerConnection:
         self._target = _Target(target, provider, options or ChannelOptions(), name)
         self._metadata = metadata
         self._on_lost = on_lost
+        self._on_room = on_room
         self._link: _Link | None = None
         self._calls: set[Call] = set()
         self._waiting = 0
@@ -380,6 +390,12 @@ class WorkerConnection:
     def in_flight(self) -> int:
         """How many tasks have been handed to it that have not ended."""
         return len(self._calls) + self._waiting
+
+    @property
+    def full(self) -> bool:
+        """Whether the worker takes no task at the moment, as far as is known."""
+        session = self._link.ready if self._link is not None else None
+        return session is not None and session.full
 
     def fits(self, metadata: WorkerMetadata) -> bool:
         """Whether it leads to a worker that describes itself so."""
@@ -399,8 +415,9 @@ class WorkerConnection:
         """Hand a task to the worker; returns, once it has taken it, what to await or iterate.
 
         `timeout` bounds that in seconds. Raises `ValueError` if it isn't positive,
-        `TransientRpcError` (`DispatchTimeout` on expiry) or `RpcError` if the task has not run,
-        `WorkerLost` if it may have, and whatever pickling its arguments raises.
+        `RpcError` if the task has not run (`WorkerFull`, `DispatchTimeout` on expiry, or another
+        `TransientRpcError` if it may run elsewhere or later), `WorkerLost` if it may have, and
+        whatever pickling its arguments raises.
         """
         if timeout is not None and not timeout > 0:
             raise ValueError(f"Dispatch timeout must be positive, got {timeout}")
@@ -408,22 +425,33 @@ class WorkerConnection:
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         session = self._open_link().ready
         placed = None
-        if session is None or session.crowded(task):
-            self._waiting += 1
-            try:
-                async with asyncio.timeout_at(deadline):
-                    session, placed = await self._room(task)
-            except TimeoutError as exc:
-                raise DispatchTimeout(
-                    grpc.StatusCode.DEADLINE_EXCEEDED, f"{self!r} had no room within {timeout} s"
-                ) from exc
-            finally:
-                self._waiting -= 1
-        call = session.submit(task, self._on_end, placed)
-        self._calls.add(call)
-        self._idle.clear()
-        await call.accepted(deadline)
+        try:
+            if session is not None and task.caller is None:
+                session.check_room()
+            if session is None or session.crowded(task):
+                session, placed = await self._wait_for_room(task, deadline, timeout)
+            call = session.submit(task, self._on_end, placed)
+            self._calls.add(call)
+            self._idle.clear()
+            await call.accepted(deadline)
+        except WorkerFull:
+            task.met_full = True
+            raise
         return call
+
+    async def _wait_for_room(
+        self, task: Task, deadline: float | None, timeout: float | None
+    ) -> tuple[Session, Placed | None]:
+        self._waiting += 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._room(task)
+        except TimeoutError as exc:
+            raise DispatchTimeout(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"{self!r} had no room within {timeout} s"
+            ) from exc
+        finally:
+            self._waiting -= 1
 
     async def _room(self, task: Task) -> tuple[Session, Placed | None]:
         """The session, open, when it has room for a task, and where its arguments were put."""
@@ -461,6 +489,11 @@ class WorkerConnection:
         """Tell whoever asked that the worker can't be reached, or no longer."""
         if self._on_lost is not None:
             self._on_lost()
+
+    def has_room(self, tasks: int) -> None:
+        """Tell whoever asked that the worker has room for so many tasks."""
+        if self._on_room is not None:
+            self._on_room(tasks)
 
     async def stop(self, *, timeout: float = 0, deadline: float | None = None) -> None:
         """Ask the worker to stop after draining for `timeout` seconds; returns when it has.

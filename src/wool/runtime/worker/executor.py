@@ -16,8 +16,9 @@ import logging
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from wool import protocol
 from wool.runtime import serializer
 from wool.runtime.errors import PayloadTooLarge, UnexpectedResponse
 from wool.runtime.routine import task as task_module
@@ -31,10 +32,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
     from types import TracebackType
 
-    from wool import protocol
     from wool.runtime.worker.arena import Arena, Shared
+    from wool.runtime.worker.backpressure import Admission
+
+Body: TypeAlias = "Payload | protocol.Segment | protocol.Nack | None"
+"""What a reply carries."""
 
 logger = logging.getLogger("wool.executor")
+
+GIVEN_BACK = "it was withdrawn before it ran"
 
 REPLIES = 64
 """How many replies may wait for the rest of what runs in one turn of the loop."""
@@ -144,16 +150,15 @@ class Exchange:
     collect: Callable[[], object]
     pending: dict[int, Arrival] = field(default_factory=dict)
     mail: deque[tuple[int, str, Any]] = field(default_factory=deque)
-    replies: deque[tuple[int, str, Payload | protocol.Segment | None]] = field(
-        default_factory=deque
-    )
+    replies: deque[tuple[int, str, Body]] = field(default_factory=deque)
 
 
 class Runner:
     """Runs the tasks of one session, on the routine loop, which is `loop`.
 
     Each runs in a copy of `context`. `limit` is the largest result, in bytes, `shared` the memory
-    shared with the client, if any, which this closes.
+    shared with the client, if any, which this closes. If it `asks`, `admission` may refuse a task,
+    which is not acknowledged before that is known.
     """
 
     def __init__(
@@ -162,10 +167,15 @@ class Runner:
         exchange: Exchange,
         context: contextvars.Context,
         limit: int,
+        *,
         shared: Shared | None = None,
+        admission: Admission | None = None,
+        asks: bool = False,
     ) -> None:
         self.limit = limit
         self.loop = loop
+        self.admission = admission
+        self.asks = asks
         self._shared = shared
         self._arena: Arena | None = None
         self._exchange = exchange
@@ -203,9 +213,13 @@ class Runner:
     def claim(self, call: int) -> Arrival | None:
         """The task, unless it has been given back."""
         arrival = self._exchange.pending.pop(call, None)
-        if arrival is not None:
+        if arrival is not None and not self.asks:
             self._unacknowledged[call] = None
         return arrival
+
+    def acknowledge(self, call: int) -> None:
+        self._unacknowledged[call] = None
+        self._schedule()
 
     async def take(self, call: int, payload: Payload | protocol.Segment) -> Payload:
         """What came for a call, copied out of shared memory if it lies there."""
@@ -223,9 +237,7 @@ class Runner:
             return payload
         return await self._arena.put(call, payload) or payload
 
-    def reply(
-        self, call: int, kind: str, payload: Payload | protocol.Segment | None = None
-    ) -> None:
+    def reply(self, call: int, kind: str, payload: Body = None) -> None:
         self._unacknowledged.pop(call, None)
         self._exchange.replies.append((call, kind, payload))
         if len(self._exchange.replies) % REPLIES == 0:
@@ -245,8 +257,10 @@ class Runner:
         if self._exchange.replies:
             self._exchange.collect()
 
-    def finished(self, call: int) -> None:
+    def finished(self, call: int, execution: _Execution) -> None:
         self._running.pop(call, None)
+        if self.admission is not None:
+            self.admission.running.discard(execution)
 
     async def close(self) -> None:
         """Cancel what runs, unless it was cancelled already, and wait for its end."""
@@ -275,6 +289,7 @@ class _Execution:
         "_runner",
         "_stopped",
         "_tag",
+        "_undecided",
         "_yielded",
         "cancelled",
         "task",
@@ -292,6 +307,7 @@ class _Execution:
         self._prefetch = 0
         self._closed = False
         self._stopped = False
+        self._undecided = runner.asks
         # Not by the loop's task factory, which may begin it before it is known here.
         self.task = asyncio.Task(self._run(), loop=runner.loop, context=context)
 
@@ -301,6 +317,11 @@ class _Execution:
             if self._stopped or self.cancel():
                 self._send("cancelling")
             self._stopped = False
+        elif kind == "withdraw":
+            if self._undecided:
+                self.cancel()
+            else:
+                self._send("ack")
         elif kind == "close" and self._prefetch and self._arrived is None:
             self._send("cancelling")
             if not self._closed and not self.cancelled:
@@ -334,9 +355,12 @@ class _Execution:
             with contextlib.suppress(RuntimeError):  # There is no loop, and it isn't the routine's.
                 self._fail(exc)
         except BaseException as exc:
-            self._fail(exc)
+            if self._undecided and self.cancelled:
+                self._send("nack", protocol.Nack(reason=GIVEN_BACK))
+            else:
+                self._fail(exc)
         finally:
-            self._runner.finished(self._call)
+            self._runner.finished(self._call, self)
 
     async def _execute(self, arrival: Arrival | None) -> None:
         if arrival is None:
@@ -350,6 +374,9 @@ class _Execution:
             arguments = await self._runner.take(self._call, arguments)
         task = arrival.load(arguments)
         del arrival, arguments  # What came need not last as long as the routine.
+        admission = self._runner.admission
+        if admission is not None and not await self._admit(task, admission):
+            return
         async with task.execution() as start:
             if is_generator(task.callable):
                 await (self._run_ahead if self._prefetch else self._stream)(start())
@@ -357,6 +384,20 @@ class _Execution:
                 return
             value = await start()
         await self._reply("result", value)
+
+    async def _admit(self, task: Task, admission: Admission) -> bool:
+        if self._undecided:
+            refusal = await admission.refuses(self, task)
+            if self.cancelled:
+                raise asyncio.CancelledError
+            if refusal is not None:
+                self._send("nack", refusal)
+                return False
+            self._undecided = False
+            self._runner.acknowledge(self._call)
+        else:
+            admission.running.add(self)
+        return True
 
     async def _stream(self, generator: AsyncGenerator[Any, Any]) -> None:
         step = anext(generator)
@@ -446,7 +487,7 @@ class _Execution:
             )
         self._send("exception", payload)
 
-    def _send(self, kind: str, payload: Payload | protocol.Segment | None = None) -> None:
+    def _send(self, kind: str, payload: Body = None) -> None:
         self._runner.reply(self._call, kind, payload)
 
 

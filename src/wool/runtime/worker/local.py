@@ -11,6 +11,7 @@ from wool.runtime.worker.process import WorkerProcess
 
 if TYPE_CHECKING:
     from wool.runtime.worker.auth import Credentials
+    from wool.runtime.worker.backpressure import BackpressureLike
     from wool.runtime.worker.base import WorkerOptions
 
 STOP_MARGIN = 10.0
@@ -25,6 +26,12 @@ class LocalWorker(Worker):
     `127.0.0.1`, port: default any free one). `shutdown_grace_period` and `proxy_pool_ttl` are in
     seconds. `identity` is a name that the certificate of its credentials is for, by which clients
     may know it instead of by its address. See `WorkerProcess` for what is raised.
+
+    At most `max_concurrent_tasks` run at once (None: no limit), a stream from its first step until
+    it is closed, and none that `backpressure` refuses: see `BackpressureLike`. What a full worker
+    refuses goes to another one, or waits where it was called, in order, for as long as its dispatch
+    timeout allows. Calls that routines make are run all the same, and don't count, so that those
+    who wait for them don't wait for ever.
     """
 
     def __init__(
@@ -37,6 +44,8 @@ class LocalWorker(Worker):
         credentials: Credentials | None = None,
         options: WorkerOptions | None = None,
         identity: str | None = None,
+        max_concurrent_tasks: int | None = None,
+        backpressure: BackpressureLike | None = None,
         **extra: Any,
     ) -> None:
         super().__init__(*tags, **extra)
@@ -52,6 +61,8 @@ class LocalWorker(Worker):
             "credentials": credentials,
             "options": options,
             "identity": identity,
+            "max_concurrent_tasks": max_concurrent_tasks,
+            "backpressure": backpressure,
         }
         self._process = WorkerProcess(**self._settings)
         if host is not None and credentials is None and not is_loopback(host):

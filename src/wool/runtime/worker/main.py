@@ -86,11 +86,14 @@ def _report(descriptor: int, content: bytes) -> None:
 
 async def serve(configuration: Configuration, control: int, report: int) -> None:
     """Serve as configured until told to stop."""
+    hook = configuration.backpressure
     service = WorkerService(
         options=configuration.options.channel,
         proxy_ttl=configuration.proxy_pool_ttl,
         grace=configuration.shutdown_grace_period,
         credentials=configuration.credentials,
+        max_concurrent_tasks=configuration.max_concurrent_tasks,
+        backpressure=None if hook is None else pickle.loads(hook),
     )
     server = grpc.aio.server(
         interceptors=[VersionInterceptor()], options=server_arguments(configuration.options)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from wool import protocol
 from wool.runtime.rundir import runtime_directory
+from wool.runtime.serializer import to_bytes
 from wool.runtime.worker import fate
 from wool.runtime.worker.base import WorkerOptions
 from wool.runtime.worker.configuration import STOP, Configuration
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from wool.runtime.worker.auth import Credentials
+    from wool.runtime.worker.backpressure import BackpressureLike
 
 logger = logging.getLogger("wool.process")
 
@@ -45,9 +47,10 @@ class WorkerProcess:
     `shutdown_grace_period` is how many seconds its routines may take to clean up when they are
     cancelled by a stop, `proxy_pool_ttl` how many an unused proxy is kept there.
 
-    Raises `ValueError` for a blank host, a port outside 0..65535, a duration that isn't positive,
-    or an identity that is blank or comes without credentials, and `TypeError` if `extra` holds what
-    JSON can't carry.
+    Raises `ValueError` for a blank host, a port outside 0..65535, a duration or a number of tasks
+    that isn't positive, or an identity that is blank or comes without credentials, `TypeError` if
+    `extra` holds what JSON can't carry or `backpressure` can't be called, and whatever pickling
+    that raises.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class WorkerProcess:
         credentials: Credentials | None = None,
         options: WorkerOptions | None = None,
         identity: str | None = None,
+        max_concurrent_tasks: int | None = None,
+        backpressure: BackpressureLike | None = None,
     ) -> None:
         if host is not None and not host.strip():
             raise ValueError("Host must be a non-blank string")
@@ -73,6 +78,7 @@ class WorkerProcess:
         if proxy_pool_ttl <= 0:
             raise ValueError("Proxy pool TTL must be positive")
         check_credentials(identity, credentials)
+        _check_limits(max_concurrent_tasks, backpressure)
         if extra:
             encode_extra(extra)
         self._uid = uid
@@ -85,6 +91,8 @@ class WorkerProcess:
         self._credentials = credentials
         self._options = options or WorkerOptions()
         self._identity = identity
+        self._most = max_concurrent_tasks
+        self._backpressure = _dump_hook(backpressure)
         self._directory: str | None = None
         self._lock: int | None = None
         self._control: int | None = None
@@ -174,6 +182,8 @@ class WorkerProcess:
             credentials=self._credentials,
             options=self._options,
             identity=self._identity,
+            max_concurrent_tasks=self._most,
+            backpressure=self._backpressure,
         )
         surroundings = pickle.dumps((sys.path, os.environ.get("PYTHONPATH")))
         data = pickle.dumps((surroundings, pickle.dumps(configuration)))
@@ -251,6 +261,23 @@ def check_credentials(identity: str | None, credentials: object) -> None:
     check_identity(identity)
     if identity is not None and credentials is None:
         raise ValueError(f"identity {identity!r} needs credentials, whose certificate is for it")
+
+
+def _check_limits(most: int | None, backpressure: object) -> None:
+    if most is not None and type(most) is not int:
+        raise TypeError(f"max_concurrent_tasks must be an int, or None, got {most!r}")
+    if most is not None and most < 1:
+        raise ValueError(f"max_concurrent_tasks must be positive, got {most}")
+    if backpressure is not None and not callable(backpressure):
+        raise TypeError(f"Expected BackpressureLike, got: {backpressure!r}")
+
+
+def _dump_hook(hook: BackpressureLike | None) -> bytes | None:
+    try:
+        return None if hook is None else to_bytes(hook)
+    except Exception as exc:
+        exc.add_note(f"while pickling the backpressure hook {hook!r}")
+        raise
 
 
 class _StartError(Exception):

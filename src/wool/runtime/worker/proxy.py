@@ -8,6 +8,7 @@ import pickle
 import warnings
 import weakref
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID, uuid4
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
     from types import TracebackType
 
+    from wool.runtime.loadbalancer.base import LoadBalancerContextLike
     from wool.runtime.routine.task import Task
     from wool.runtime.typing import Factory
     from wool.runtime.worker.auth import Credentials
@@ -279,21 +281,47 @@ class WorkerProxy:
     async def dispatch(self, task: Task, *, timeout: float | None = None) -> AsyncIterator[Any]:
         """Hand a task to an admitted worker, waiting for the first one if there is none.
 
-        `timeout`, in seconds, is for each attempt. Raises `RuntimeError` if it isn't started here,
-        what the load balancer raises, and if no worker is admitted within a minute, `TimeoutError`,
-        or `NoWorkersAvailable` for a task that requires tags.
+        `timeout`, in seconds, is for each attempt, and for a full worker to have room, for which
+        the calls of routines don't wait. Raises `RuntimeError` if it isn't started here, what the
+        load balancer raises, and if no worker is admitted within a minute, `TimeoutError`, or
+        `NoWorkersAvailable` for a task that requires tags.
         """
         running = self._running or await self._run_later()
         running.check_loop(self)
         task.encode()  # Arguments are copied before anything is waited for.
         context = running.having(task.tags) if task.tags else running.context
+        if not running.lines or task.caller is not None or not running.line(context):
+            if not context.workers:
+                await running.first_worker(self, context)
+            try:
+                return await running.balancer.dispatch(task, context=context, timeout=timeout)
+            except NoWorkersAvailable:
+                if not self._may_try_again(running, context, task):
+                    raise
+        attempt = partial(self._attempt, running, context, task, timeout)
+        if task.caller is not None:
+            return await attempt()
+        return await running.line(context).dispatch(task, attempt, timeout)
+
+    def _may_try_again(self, running: Roster, context: LoadBalancerContextLike, task: Task) -> bool:
+        """Whether a task that nobody took has a chance.
+
+        It has not run. Workers of a pool's own that have died are replaced, and those that are full
+        will have room.
+        """
+        if not context.workers:
+            return bool(self._reserved)
+        return task.met_full
+
+    async def _attempt(
+        self, running: Roster, context: LoadBalancerContextLike, task: Task, timeout: float | None
+    ) -> AsyncIterator[Any]:
         while True:
             if not context.workers:
                 await running.first_worker(self, context)
             try:
                 return await running.balancer.dispatch(task, context=context, timeout=timeout)
             except NoWorkersAvailable:
-                # It has not run, and workers of a pool's own that have died are replaced.
                 if context.workers or not self._reserved:
                     raise
 

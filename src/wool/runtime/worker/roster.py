@@ -13,6 +13,7 @@ from wool.runtime.errors import NoWorkersAvailable
 from wool.runtime.factory import resolve
 from wool.runtime.loadbalancer.base import LoadBalancerContext, LoadBalancerLike, TaggedContext
 from wool.runtime.worker.connection import WorkerConnection
+from wool.runtime.worker.line import Line
 from wool.runtime.worker.membership import Admit, Membership, Refresh, Remove
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Roster:
         self._stopped = False
         self._failure: Exception | None = None
         self._tagged: dict[frozenset[str], TaggedContext] = {}
+        self.lines: dict[LoadBalancerContextLike, Line] = {}
+        """Where calls wait for room, by the workers that may take them."""
         self._changed = asyncio.Event()
         self._stack = AsyncExitStack()
         self._sentinel: asyncio.Task[None] | None = None
@@ -83,6 +86,8 @@ class Roster:
         """
         self._stopped = True
         self._changed.set()
+        for line in self.lines.values():
+            line.close()
         try:
             await self._stop_watching()
         except asyncio.CancelledError:
@@ -136,6 +141,12 @@ class Roster:
         if context is None:
             context = self._tagged[tags] = TaggedContext(self.context, tags)
         return context
+
+    def line(self, context: LoadBalancerContextLike) -> Line:
+        """Where calls wait for a worker of `context` to have room."""
+        if context not in self.lines:
+            self.lines[context] = Line(context)
+        return self.lines[context]
 
     async def first_worker(self, proxy: WorkerProxy, context: LoadBalancerContextLike) -> None:
         """Wait until there is a worker in `context`."""
@@ -204,7 +215,13 @@ class Roster:
             # Who waits for a worker looks whether it has come.
             self._changed.set()
             self._changed = asyncio.Event()
+            for line in self.lines.values():
+                line.workers_changed()
         self._schedule_revival()
+
+    def _room(self, tasks: int) -> None:
+        for line in self.lines.values():
+            line.has_room(tasks)
 
     def _admit(self, metadata: WorkerMetadata) -> None:
         connection = WorkerConnection(
@@ -213,6 +230,7 @@ class Roster:
             options=metadata.options,
             metadata=metadata,
             on_lost=partial(self._lost, metadata.uid),
+            on_room=self._room,
         )
         self._connections[metadata.uid] = connection
         self.context.update_worker(metadata, connection, upsert=True)

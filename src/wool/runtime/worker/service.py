@@ -2,10 +2,11 @@
 
 A session's requests are read by one task, its responses are written by the RPC's handler, an
 async generator; between the two stands the routine loop, which runs the tasks (see `executor`).
-This half never waits for that loop to decide anything: it refuses tasks while the worker drains,
-gives back those that the routine loop has not taken, and reads on unless more responses than may
-(see `framing`) wait for a client that doesn't read. The session of the routine loop with its own
-worker is the exception: there is no gRPC in it (see `loopback`), and both halves are on that loop.
+This half never waits for that loop to decide anything: it refuses tasks while the worker drains or
+is full (see `backpressure`), gives back those that the routine loop has not taken, and reads on
+unless more responses than may (see `framing`) wait for a client that doesn't read. The session of
+the routine loop with its own worker is the exception: there is no gRPC in it (see `loopback`), and
+both halves are on that loop.
 
 Input that ends without `last` is a lost client, and what runs for it is cancelled. A session that
 ends in order is left by the side that goes first with `last`; the handler returns only when the
@@ -32,8 +33,17 @@ from wool.runtime.resourcepool import ResourcePool
 from wool.runtime.serializer import Payload
 from wool.runtime.worker.arena import Shared
 from wool.runtime.worker.auth import CredentialContext
+from wool.runtime.worker.backpressure import BUSY, Admission, BackpressureLike, Limit
 from wool.runtime.worker.base import ChannelOptions
-from wool.runtime.worker.executor import Arrival, Definition, Exchange, RoutineLoop, Runner
+from wool.runtime.worker.executor import (
+    GIVEN_BACK,
+    Arrival,
+    Body,
+    Definition,
+    Exchange,
+    RoutineLoop,
+    Runner,
+)
 from wool.runtime.worker.framing import (
     CHUNK,
     FEW,
@@ -61,7 +71,7 @@ FAREWELL = 5.0
 """Seconds that a client may take to answer the end of a session."""
 
 DRAINING = "Worker service is shutting down"
-GIVEN_BACK = "it was withdrawn before it ran"
+FULL = "it runs as many tasks as it may (max_concurrent_tasks)"
 
 
 class Event(NamedTuple):
@@ -96,7 +106,17 @@ class _Session:
         context.run(CredentialContext(service.credentials).__enter__)
         limit = service.options.max_send_message_length
         loop = service.routines.loop
-        self._runner = Runner(loop, self._exchange, context, limit, shared)
+        self._runner = Runner(
+            loop,
+            self._exchange,
+            context,
+            limit,
+            shared=shared,
+            admission=service.admission,
+            asks=service.admission is not None and not here,
+        )
+        self._limit = None if here else service.limit
+        self._limited: set[int] = set()
         self._assemblies = Assemblies(service.options.max_receive_message_length)
         self._definitions: dict[int, Definition] = {}
         self._outbox = Outbox(protocol.ResponseBatch)
@@ -183,6 +203,11 @@ class _Session:
         if self._service.stopping.is_set():
             self._refuse(call, DRAINING)
             return
+        if self._limit is not None and not task.caller:
+            if not self._limit.take(self):
+                self._refuse(call, FULL, BUSY)
+                return
+            self._limited.add(call)
         self._open.add(call)
         self._group.count(1)
         self._exchange.pending[call] = Arrival(task, function, proxy, arguments)
@@ -211,10 +236,11 @@ class _Session:
         elif call not in self._open:
             if self._assemblies.discard(call):
                 self._refuse(call, GIVEN_BACK)
-        elif kind == "withdraw":
+        elif kind == "withdraw" and not self._runner.asks:
             self._put(call, "ack", None)
         else:
-            self._assemblies.discard(call)
+            if kind == "cancel":
+                self._assemblies.discard(call)
             self._exchange.mail.append((call, kind, None))
 
     # Responses
@@ -224,7 +250,10 @@ class _Session:
         while replies:
             self._put(*replies.popleft())
 
-    def _put(self, call: int, kind: str, payload: Payload | protocol.Segment | None) -> None:
+    def _put(self, call: int, kind: str, payload: Body) -> None:
+        if isinstance(payload, protocol.Nack):
+            self._refuse(call, payload.reason, payload.code)
+            return
         if kind in TERMINAL:
             self._answered(call)
         if self.lost:
@@ -248,16 +277,30 @@ class _Session:
         for later in self._behind.pop(frame.call):
             self._put(frame.call, *later)
 
-    def _refuse(self, call: int, reason: str) -> None:
+    def _refuse(self, call: int, reason: str, code: int = 0) -> None:
+        if self._limit is not None and code == BUSY and call in self._limited:
+            self._limited.remove(call)
+            self._limit.refused(self)
         self._answered(call)
         if not self.lost:
-            self._outbox.add(call).nack.reason = reason
+            nack = self._outbox.add(call).nack
+            nack.reason = reason
+            nack.code = code
+            self._wake_writer()
+
+    def tell_room(self, room: int) -> None:
+        """Let the client know how many more tasks it may send."""
+        if not self.lost:
+            self._outbox.add(0).room = room
             self._wake_writer()
 
     def _answered(self, call: int) -> None:
         if call in self._open:
             self._open.remove(call)
             self._group.count(-1)
+        if self._limit is not None and call in self._limited:
+            self._limited.remove(call)
+            self._limit.give_back()
 
     def _wake_writer(self) -> None:
         if self._writable is not None and not self._writable.done():
@@ -314,8 +357,10 @@ class _Session:
         try:
             await self.cancel()
         finally:
-            self._group.count(-len(self._open))
-            self._open.clear()
+            if self._limit is not None:
+                self._limit.forget(self)
+            for call in list(self._open):
+                self._answered(call)
             self._group.forget(self)
 
 
@@ -384,7 +429,9 @@ class WorkerService:
 
     `options` bound payloads; `proxy_ttl` is how many seconds an unused proxy of a caller's is kept
     for nested calls; `grace` how many seconds routines may take to clean up when they are
-    cancelled by a stop; `credentials` are those that its routines' nested calls use.
+    cancelled by a stop; `credentials` are those that its routines' nested calls use. At most
+    `max_concurrent_tasks` run at once (None: no limit), and none that the `backpressure` hook
+    refuses; neither applies to the calls of routines.
     """
 
     replies: Relay
@@ -397,7 +444,12 @@ class WorkerService:
         proxy_ttl: float = 60.0,
         grace: float = 60.0,
         credentials: Credentials | None = None,
+        max_concurrent_tasks: int | None = None,
+        backpressure: BackpressureLike | None = None,
     ) -> None:
+        limited = max_concurrent_tasks is not None or backpressure is not None
+        self.limit = Limit(max_concurrent_tasks) if limited else None
+        self.admission = Admission(backpressure) if backpressure is not None else None
         self.credentials = credentials
         self.options = options or ChannelOptions()
         self.routines = RoutineLoop()

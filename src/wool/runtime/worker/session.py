@@ -39,8 +39,15 @@ import grpc
 import grpc.aio
 
 from wool import protocol
-from wool.runtime.errors import PayloadTooLarge, TransientRpcError, UnexpectedResponse, WorkerLost
+from wool.runtime.errors import (
+    PayloadTooLarge,
+    TransientRpcError,
+    UnexpectedResponse,
+    WorkerFull,
+    WorkerLost,
+)
 from wool.runtime.worker.arena import WORTHWHILE
+from wool.runtime.worker.backpressure import BUSY
 from wool.runtime.worker.call import Call, Stage
 from wool.runtime.worker.fetches import Fetches
 from wool.runtime.worker.framing import (
@@ -105,7 +112,8 @@ class Session:
 
     `stream` is the gRPC call, past its initial metadata, or what stands for one; `shared` is the
     memory shared with the worker, if any, which the session closes. `ascertain` tells how the
-    worker's process died, if that is known. `on_lost` is called when the stream has broken.
+    worker's process died, if that is known. `on_lost` is called when the stream has broken,
+    `on_room` when a worker that was full has room for so many more tasks.
     """
 
     def __init__(
@@ -117,6 +125,7 @@ class Session:
         metadata: WorkerMetadata | None = None,
         ascertain: Callable[[], Awaitable[str | None]] | None = None,
         on_lost: Callable[[], None] | None = None,
+        on_room: Callable[[int], None] | None = None,
     ) -> None:
         self.metadata = metadata
         self.busy = False
@@ -124,6 +133,8 @@ class Session:
         self._options = options
         self._ascertain = ascertain
         self._on_lost = on_lost
+        self._on_room = on_room
+        self._allowance: int | None = None
         self._calls: dict[int, Call] = {}
         self._last_number = 0
         self._definitions: OrderedDict[bytes, int] = OrderedDict()
@@ -165,6 +176,11 @@ class Session:
     def accepting(self) -> bool:
         """Whether it takes new calls."""
         return self._accepting
+
+    @property
+    def full(self) -> bool:
+        """Whether the worker is, as far as is known, so that it would refuse a task."""
+        return self._allowance == 0
 
     def crowded(self, task: Task) -> bool:
         """Whether a task has to wait for room, or to be put into shared memory.
@@ -228,12 +244,14 @@ class Session:
     ) -> Call:
         """Queue a task. `on_end` is called when it has ended, `placed` is what `room` returned.
 
-        Raises `TransientRpcError` if the session is ending.
+        Raises `TransientRpcError` if the session is ending, `WorkerFull` if the worker is full.
         """
         number, segment = placed or (self._next_number(), None)
         if not self._accepting:
             self._free(number)
             raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} takes no more calls")
+        if self._allowance is not None and task.caller is None:
+            self._spend(number)
         call = self._calls[number] = Call(self, number, task.tag, task.prefetch, on_end)
         self._idle.clear()
         arguments = task.encode()
@@ -250,6 +268,26 @@ class Session:
             write_payload(message.arguments, segment or arguments)
         self._wake_writer()
         return call
+
+    def check_room(self) -> None:
+        """Raise `WorkerFull` if it is known to be."""
+        if self._allowance == 0:
+            raise WorkerFull(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self!r}: the worker is full")
+
+    def _spend(self, number: int) -> None:
+        """A task is sent to a worker that has been full."""
+        try:
+            self.check_room()
+        except WorkerFull:
+            self._free(number)
+            raise
+        assert self._allowance is not None
+        self._allowance -= 1
+
+    def _allow(self, tasks: int) -> None:
+        self._allowance = tasks
+        if self._on_room is not None:
+            self._on_room(tasks)
 
     def _undefined(self, content: bytes) -> int:
         return 0 if content in self._definitions else len(content)
@@ -312,6 +350,9 @@ class Session:
         self._remove(call.number)
 
     def _leave_out(self, call: Call) -> None:
+        unsent = call.stage is Stage.QUEUED or (call.large is not None and not call.large.over)
+        if unsent and self._allowance is not None:
+            self._allow(self._allowance + 1)
         if call.large is not None:
             self._outbox.drop(call.large)
             self._grant()
@@ -402,6 +443,8 @@ class Session:
             return
         call = self._calls.get(frame.call)
         if call is None:
+            if kind == "room":
+                self._allow(frame.room)
             return
         if kind == "chunk":
             self._assemblies.add(frame.call, frame.chunk)
@@ -411,8 +454,8 @@ class Session:
         body = getattr(frame, kind)
         if kind in ("result", "item", "exception"):
             body = self._assemblies.take(frame.call, body)
-        elif kind == "nack":
-            body = body.reason
+        elif kind == "nack" and body.code == BUSY:
+            self._allowance = 0
         self._deliver(call, kind, body)
 
     def _deliver(self, call: Call, kind: str, body: Any) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
-from wool.runtime.errors import HandshakeError, RpcError, TransientRpcError
+from wool.runtime.errors import HandshakeError, RpcError, TransientRpcError, WorkerFull
 from wool.runtime.worker.base import CONNECTION_LIMITS
 
 if TYPE_CHECKING:
+    from wool import protocol
     from wool.runtime.worker.base import ChannelOptions, WorkerOptions
 
 Arguments = list[tuple[str, int]]
@@ -27,6 +28,8 @@ TRANSIENT: Final = frozenset(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
 )
+
+CODES: Final = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
 
 
 def _shared(options: ChannelOptions) -> Arguments:
@@ -96,3 +99,11 @@ def rpc_error(
         cause = next((said for mark, said in CAUSES.items() if mark in text.lower()), "")
         return HandshakeError(code, f"{cause.format(name=name)}: {text}" if cause else text)
     return (TransientRpcError if code in TRANSIENT else RpcError)(code, details)
+
+
+def nack_error(nack: protocol.Nack) -> RpcError:
+    """Ours for a task that a worker has refused."""
+    code = CODES.get(nack.code, grpc.StatusCode.UNAVAILABLE)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return WorkerFull(code, nack.reason)
+    return (TransientRpcError if code in TRANSIENT else RpcError)(code, nack.reason)

@@ -1,0 +1,113 @@
+"""Calls that wait where they were made while every worker that could take them is full."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+
+from wool.runtime.errors import DispatchTimeout, NoWorkersAvailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from wool.runtime.loadbalancer.base import LoadBalancerContextLike
+    from wool.runtime.routine.task import Task
+
+T = TypeVar("T")
+
+
+class Line:
+    """The calls that wait for room at a worker of `context`, in the order in which they came.
+
+    Each is let go once for every change that may mean room, and lets another one go when it has
+    ended. One that finds all workers full waits for the next change, if there has been none since.
+    """
+
+    def __init__(self, context: LoadBalancerContextLike) -> None:
+        self._context = context
+        self._tickets = count()
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._changes = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def _full(self) -> bool:
+        """Whether no worker has room, as far as is known."""
+        connections: Any = self._context.workers.values()
+        return bool(connections) and all(connection.full for connection in connections)
+
+    async def dispatch(
+        self, task: Task, attempt: Callable[[], Awaitable[T]], timeout: float | None
+    ) -> T:
+        """Attempt it when it is the task's turn, and again while it meets full workers only.
+
+        Raises `NoWorkersAvailable` if its turn doesn't come within `timeout` seconds,
+        `RuntimeError` if the line is closed, and what `attempt` raises.
+        """
+        ticket = next(self._tickets)
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        waits = bool(self._waiting) or self._full
+        try:
+            while True:
+                if waits:
+                    await self._turn(ticket, deadline, timeout)
+                if self._closed:
+                    raise RuntimeError("Proxy was stopped while a call waited for room at a worker")
+                changes = self._changes
+                task.met_full = False
+                try:
+                    return await attempt()
+                except NoWorkersAvailable:
+                    if not task.met_full:
+                        raise
+                waits = self._changes == changes
+        finally:
+            if not self._full:
+                self._let_go(1)
+
+    async def _turn(self, ticket: int, deadline: float | None, timeout: float | None) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (ticket, turn))
+        try:
+            async with asyncio.timeout_at(deadline):
+                await turn
+        except TimeoutError:
+            number = len(self._context.workers)
+            reason = f"all {number} workers that may take it were full for {timeout} s"
+            raise NoWorkersAvailable(f"{NoWorkersAvailable()}: {reason}") from DispatchTimeout(
+                grpc.StatusCode.DEADLINE_EXCEEDED, reason
+            )
+        finally:
+            self._skip_done()
+
+    def has_room(self, tasks: int) -> None:
+        """A worker has room for so many tasks."""
+        self._changes += 1
+        self._let_go(tasks)
+
+    def workers_changed(self) -> None:
+        """Let one try them, or everyone if there is none that could ever have room."""
+        self.has_room(1 if self._context.workers else len(self._waiting))
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        self._closed = True
+        self.has_room(len(self._waiting))
+
+    def _let_go(self, tasks: int) -> None:
+        while self._waiting and tasks:
+            heapq.heappop(self._waiting)[1].set_result(None)
+            tasks -= 1
+            self._skip_done()
+
+    def _skip_done(self) -> None:
+        """Whoever is first in the line still waits."""
+        while self._waiting and self._waiting[0][1].done():
+            heapq.heappop(self._waiting)
