@@ -61,6 +61,7 @@ OURS = [
     "HandshakeError",
     "PayloadTooLarge",
     "WoolError",
+    "WorkerFull",
     "WorkerLost",
     "WorkerUnresponsive",
     "IneffectiveIdentityWarning",
