@@ -53,6 +53,8 @@ CONTRACT = [
 
 OURS = [
     "LeastLoadedLoadBalancer",
+    "BackpressureContext",
+    "BackpressureLike",
     "WorkerCredentialsProvider",
     "DnsDiscovery",
     "RedisDiscovery",

@@ -7,8 +7,9 @@ import gc
 import pickle
 import weakref
 from abc import ABC, abstractmethod
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import grpc
 import pytest
@@ -23,20 +24,24 @@ from wool.runtime.errors import (
     WorkerLost,
 )
 from wool.runtime.loadbalancer.base import LoadBalancerContext, LoadBalancerLike
+from wool.runtime.routine.task import Task
 from wool.runtime.worker.metadata import WorkerMetadata
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from wool.runtime.routine.task import Task
+    from wool.runtime.routine.task import WorkerProxyLike
 
 BUSY = TransientRpcError(grpc.StatusCode.UNAVAILABLE, "busy")
 BROKEN = RpcError(grpc.StatusCode.INTERNAL, "broken")
 
 
+async def nothing() -> None: ...
+
+
 def make_task() -> Task:
-    """Balancers don't look into tasks."""
-    return cast("Task", object())
+    proxy = cast("WorkerProxyLike", SimpleNamespace(id=uuid4(), dispatch=None))
+    return Task(uuid4(), nothing, (), {}, proxy)
 
 
 def worker(number: int, address: str = "unix:/w") -> WorkerMetadata:

@@ -212,7 +212,7 @@ async def test_prefetch_travels_by_value(log: str) -> None:
 
     assert await consume(log) == [0, 1, 2, 3]
     again = cloudpickle.loads(cloudpickle.dumps(local))
-    assert again.__wool_options__[0] == 3
+    assert again.__wool_options__.prefetch == 3
 
 
 async def test_slow_reader_stalls_only_itself(log: str) -> None:

@@ -36,6 +36,7 @@ from wool.runtime.errors import (
     TransientRpcError,
     UnexpectedResponse,
     WoolError,
+    WorkerFull,
     WorkerLost,
     WorkerUnresponsive,
 )
@@ -1430,6 +1431,7 @@ SAMPLES: dict[type[WoolError], tuple[object, ...]] = {
     RpcError: (grpc.StatusCode.INTERNAL, "details"),
     TransientRpcError: (grpc.StatusCode.UNAVAILABLE, "details"),
     HandshakeError: (grpc.StatusCode.UNAVAILABLE, "a certificate has expired"),
+    WorkerFull: (grpc.StatusCode.RESOURCE_EXHAUSTED, "full"),
     DispatchTimeout: (None, "after 1 s"),
     PayloadTooLarge: ("The arguments", 10, "max_send_message_length", 5),
 }

@@ -29,12 +29,12 @@ ROUTINE = "__wool_routine__"
 """The attribute of a routine's wrapper that holds the undecorated function."""
 
 OPTIONS = "__wool_options__"
-"""The attribute of a routine's wrapper that holds the decorator's other arguments, in order."""
+"""The attribute of a routine's wrapper that holds its `RoutineOptions`."""
 
 _Place = tuple["Mapping[str, Any]", str, Any]
 """Namespace, key and value."""
 
-_DECORATION = frozenset({ROUTINE, OPTIONS, "__wrapped__", "_is_coroutine_mark"})
+_DECORATION = frozenset({ROUTINE, OPTIONS, "options", "__wrapped__", "_is_coroutine_mark"})
 _MISSING = object()
 _ATOMS = frozenset({NoneType, bool, int, float, complex, str, bytes, EllipsisType})
 
@@ -66,8 +66,8 @@ def routine_of(function: FunctionType) -> FunctionType | None:
 
 def options_of(wrapper: FunctionType) -> tuple[Any, ...]:
     """The decorator's arguments after the function."""
-    options: tuple[Any, ...] = wrapper.__dict__.get(OPTIONS, ())
-    return options
+    options = wrapper.__dict__.get(OPTIONS)
+    return () if options is None else (options,)
 
 
 def attributes_of(function: FunctionType) -> dict[str, Any]:

@@ -255,8 +255,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if (name := name_of(function)) is not None:
             return _import_name if routine else _import_function, name
         if routine is not None and self.decorate is not None:
-            options = options_of(function)
-            return self.decorate, (routine, *options), attributes_of(function) or None
+            arguments = routine, *options_of(function)
+            return self.decorate, arguments, attributes_of(function) or None
         return reduced
 
     def _reduce_class(self, cls: type) -> Any:

@@ -160,6 +160,16 @@ class TaggedContext:
         self._context.remove_worker(metadata)
 
 
+def _untried_first(choices: Iterator[Entry], tried: set[UUID]) -> Iterator[Entry]:
+    later = []
+    for entry in choices:
+        if entry[0].uid in tried:
+            later.append(entry)
+        else:
+            yield entry
+    yield from later
+
+
 async def first_to_take(
     task: Task,
     choices: Iterator[Entry],
@@ -168,12 +178,15 @@ async def first_to_take(
 ) -> AsyncIterator[Any]:
     """Hand a task to the first of `choices` that takes it, as a load balancer must.
 
-    Each is asked for when the one before it has failed.
+    Each is asked for when the one before it has failed. Those that have had the task come last.
     """
     error: RpcError | None = None
-    for metadata, connection in choices:
+    for metadata, connection in _untried_first(choices, task.tried) if task.tried else choices:
         try:
-            return await connection.dispatch(task, timeout=timeout)
+            stream = await connection.dispatch(task, timeout=timeout)
+            if task.tried is not None:
+                task.tried.add(metadata.uid)
+            return stream
         except TransientRpcError as exc:
             error = exc
         except RpcError as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import pickle
@@ -31,7 +32,7 @@ from wool.runtime.serializer import Payload, Serializer, to_bytes
 from wool.runtime.typing import Undefined
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
     from contextlib import AbstractContextManager
     from contextvars import Token
     from types import TracebackType
@@ -67,10 +68,13 @@ class Task:
     `id` is a UUID or the 16 bytes of one, `callable` is the undecorated function, `proxy`
     dispatches calls nested in it. `caller` is the id of the task that made the call (default: the
     current one), `tag` says where the routine is defined (`module.qualname:line`), `context` is the
-    `RuntimeContext` at the call, and `timeout`, in seconds, is for information. `exception` is set
-    when it has raised. `prefetch` is how many values an async generator may be ahead of its
-    consumer. `tags` are those that a worker must have to be given it; they don't travel. `met_full`
-    is set when a worker has refused it as it was full.
+    `RuntimeContext` at the call. Its worker cancels it when it has run for `timeout` seconds, an
+    async generator when one step has (0: it never does). `exception` is set when it has raised.
+    `prefetch` is how many values an async generator may be ahead of its consumer.
+
+    What does not travel: `tags` are those that a worker must have to be given it. `met_full` is set
+    when a worker has refused it as it was full. `tried`, if not None, are the uids of the workers
+    that have had it, which come last if it is tried again.
 
     Raises `TypeError` if `proxy` isn't one.
     """
@@ -97,6 +101,7 @@ class Task:
         "tag",
         "tags",
         "timeout",
+        "tried",
     )
 
     definition: serializer.Dump
@@ -138,6 +143,7 @@ class Task:
         self.prefetch = prefetch
         self.tags = tags
         self.met_full = False
+        self.tried: set[UUID] | None = None
         self._id = id
         self._context = context
         self._dispatch_timeout = (
@@ -435,6 +441,27 @@ def is_async(function: object) -> bool:
     if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
         return True
     return is_generator(function) or inspect.iscoroutinefunction(function)
+
+
+def within(
+    timeout: float, awaitable: Awaitable[Any], function: Callable[..., Any]
+) -> Awaitable[Any]:
+    """Awaits it, at most `timeout` seconds (0: however long). `function` is what takes that long.
+
+    Raises `TimeoutError` when it has ended after it was cancelled for that.
+    """
+    return _within(timeout, awaitable, function) if timeout else awaitable
+
+
+async def _within(timeout: float, awaitable: Awaitable[Any], function: Callable[..., Any]) -> Any:
+    scope = asyncio.timeout(timeout)
+    try:
+        async with scope:
+            return await awaitable
+    except TimeoutError as exc:
+        if scope.expired():
+            raise TimeoutError(f"{describe(function)} took over {timeout:g} s") from exc
+        raise
 
 
 def is_generator(function: object) -> bool:

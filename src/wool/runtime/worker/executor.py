@@ -22,14 +22,14 @@ from wool import protocol
 from wool.runtime import serializer
 from wool.runtime.errors import PayloadTooLarge, UnexpectedResponse
 from wool.runtime.routine import task as task_module
-from wool.runtime.routine.task import Task, is_generator, load_proxy, split_callable
+from wool.runtime.routine.task import Task, is_generator, load_proxy, split_callable, within
 from wool.runtime.serializer import Payload
 from wool.runtime.worker.arena import WORTHWHILE, in_turns
 from wool.runtime.worker.relay import Relay
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
     from types import TracebackType
 
     from wool.runtime.worker.arena import Arena, Shared
@@ -379,10 +379,10 @@ class _Execution:
             return
         async with task.execution() as start:
             if is_generator(task.callable):
-                await (self._run_ahead if self._prefetch else self._stream)(start())
+                await (self._run_ahead if self._prefetch else self._stream)(start(), task)
                 self._send("done")
                 return
-            value = await start()
+            value = await within(task.timeout, start(), task.callable)
         await self._reply("result", value)
 
     async def _admit(self, task: Task, admission: Admission) -> bool:
@@ -399,11 +399,11 @@ class _Execution:
             admission.running.add(self)
         return True
 
-    async def _stream(self, generator: AsyncGenerator[Any, Any]) -> None:
-        step = anext(generator)
+    async def _stream(self, generator: AsyncGenerator[Any, Any], task: Task) -> None:
+        step: Awaitable[Any] = anext(generator)
         try:
             while True:
-                await self._reply("item", await step)
+                await self._reply("item", await within(task.timeout, step, task.callable))
                 self._yielded = True
                 kind, body = await self._request()
                 if kind == "close":
@@ -421,7 +421,7 @@ class _Execution:
         finally:
             await generator.aclose()
 
-    async def _run_ahead(self, generator: AsyncGenerator[Any, Any]) -> None:
+    async def _run_ahead(self, generator: AsyncGenerator[Any, Any], task: Task) -> None:
         """Advance it while the client wants more, which may be before it asks for each value."""
         wanted = 1 + self._prefetch
         try:
@@ -432,7 +432,7 @@ class _Execution:
                         self._send("cancelling")
                         return
                     wanted += body
-                value = await anext(generator)
+                value = await within(task.timeout, anext(generator), task.callable)
                 if self._closed:
                     return
                 await self._reply("item", value)
