@@ -11,6 +11,7 @@ HEAVY = {
     "importlib.metadata",
     "multiprocessing",
     "numpy",
+    "rich",
     "watchdog",
     "zeroconf",
 }

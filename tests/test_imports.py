@@ -50,7 +50,8 @@ LAYERS = [
     ("wool.runtime.worker.process",),
     ("wool.runtime.worker.local", "wool.runtime.worker.main"),
     ("wool.runtime.worker.pool",),
-    ("wool.runtime.routine.wrapper",),
+    ("wool.runtime.progress", "wool.runtime.routine.wrapper"),
+    ("wool.runtime.map",),
     ("wool.__init__",),
 ]
 

@@ -53,6 +53,8 @@ CONTRACT = [
 
 OURS = [
     "LeastLoadedLoadBalancer",
+    "MapProgress",
+    "map",
     "BackpressureContext",
     "BackpressureLike",
     "WorkerCredentialsProvider",

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from wool.runtime.loadbalancer.base import LoadBalancerContextLike, LoadBalancerLike
     from wool.runtime.loadbalancer.leastloaded import LeastLoadedLoadBalancer
     from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
+    from wool.runtime.map import MapProgress, map
     from wool.runtime.resourcepool import ResourcePool
     from wool.runtime.routine.task import Task, TaskException, WorkerProxyLike, current_task
     from wool.runtime.routine.wrapper import routine
@@ -99,10 +100,12 @@ __all__ = [
     "NoWorkersAvailable",
     "RoundRobinLoadBalancer",
     # Routines
+    "MapProgress",
     "Serializer",
     "Task",
     "TaskException",
     "current_task",
+    "map",
     "routine",
     # Workers
     "BackpressureContext",
@@ -185,6 +188,7 @@ _HOMES = {
     "loadbalancer.base": ("LoadBalancerContextLike", "LoadBalancerLike"),
     "loadbalancer.leastloaded": ("LeastLoadedLoadBalancer",),
     "loadbalancer.roundrobin": ("RoundRobinLoadBalancer",),
+    "map": ("MapProgress", "map"),
     "routine.task": ("Task", "TaskException", "current_task"),
     "routine.wrapper": ("routine",),
     "serializer": ("Serializer",),
