@@ -312,9 +312,10 @@ class _Calls:
         self._report: Report | None = None
         self._stage = _Stage.READING
         self._failure: BaseException | None = None
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: dict[asyncio.Task[Any], None] = {}
         self._queue: deque[asyncio.Task[Any]] = deque()
         """Calls whose results are to be taken, in that order: all of them, or those that ended."""
+        self._errors: dict[asyncio.Task[Any], BaseException] = {}
         self._done = 0
         self._failed = 0
         self._consumer: asyncio.Future[None] | None = None
@@ -333,7 +334,7 @@ class _Calls:
                     yield self._take()
             finally:
                 self._stage = _Stage.CLOSED
-                await _end({feeder, *self._running})
+                await _end([feeder, *self._running])
                 if self._failure is None and not feeder.cancelled():
                     feeder.result()  # raises what closing the inputs has raised
 
@@ -352,7 +353,7 @@ class _Calls:
         call = self._queue.popleft()
         self._room += 1
         _wake(self._feeder)
-        error = _error(call)
+        error = self._errors.pop(call, None)
         if error is None:
             return call.result()
         if self._gives(error):
@@ -377,14 +378,14 @@ class _Calls:
     def _start(self, row: tuple[Any, ...]) -> None:
         call = asyncio.get_running_loop().create_task(self._routine(*row))
         self._room -= 1
-        self._running.add(call)
+        self._running[call] = None
         if self._ordered:
             self._queue.append(call)
         call.add_done_callback(self._ended)
 
     def _ended(self, call: asyncio.Task[Any]) -> None:
         error = _error(call)
-        self._running.discard(call)
+        del self._running[call]
         if self._stage is _Stage.CLOSED:
             return
         self._done += 1
@@ -392,6 +393,7 @@ class _Calls:
             self._queue.append(call)
         if error is not None:
             self._failed += 1
+            self._errors[call] = error
             if not self._gives(error):
                 self._fail(error)
         self._tell()
@@ -499,12 +501,12 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
         waiter.set_result(None)
 
 
-async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait for them; again, with each cancellation of the wait."""
     cancellation = None
     for task in tasks:
         task.cancel()
-    while waiting := {task for task in tasks if not task.done()}:
+    while waiting := [task for task in tasks if not task.done()]:
         try:
             await asyncio.wait(waiting)
         except asyncio.CancelledError as exc:
