@@ -50,7 +50,10 @@ try:
         client.execute_interactive(
             cell, allow_stdin=False, timeout=60, output_hook=lambda m: said.append(m["content"])
         )
-        print(json.dumps([text for c in said if (text := c.get("text", c.get("traceback")))]))
+        texts = [
+            c.get("text") or c.get("traceback") or c.get("data", {}).get("text/plain") for c in said
+        ]
+        print(json.dumps([text for text in texts if text]))
 finally:
     client.stop_channels()
     manager.shutdown_kernel()
@@ -241,7 +244,7 @@ class Terminal:
 
 
 def run_cells(surroundings: Surroundings, *cells: str) -> list[list[str]]:
-    """What each of the cells prints in a Jupyter kernel, or raises, there."""
+    """What each of the cells prints in a Jupyter kernel, displays or raises, there."""
     ended = surroundings.run("-c", KERNEL, json.dumps(cells))
     assert (ended.code, ended.errors) == (0, "")
     return [json.loads(line) for line in ended.output.splitlines()]

@@ -189,7 +189,7 @@ def map(
 
     `progress=True` shows a bar on standard error if that is a terminal, or in a notebook, and
     needs the extra `wool[cli]`. A function is called with a `MapProgress` whenever a call has
-    ended, or `total` has changed; what it raises ends the iteration.
+    ended, and when `total` has changed; what it raises ends the iteration.
 
     Nothing starts before the first result is asked for; the calls' context is that of who asks.
     However the iteration ends, it first cancels the calls under way and waits for them. After a
@@ -213,7 +213,7 @@ def map(
             concurrency,
             ordered=ordered,
             return_exceptions=return_exceptions,
-            progress=_reporting(progress, routine),
+            progress=_reporting(progress, routine, inputs.total),
         )
     )
 
@@ -459,13 +459,13 @@ def _name(routine: Any) -> str:
 
 
 def _reporting(
-    progress: bool | Report | None, routine: Any
+    progress: bool | Report | None, routine: Any, total: int | None
 ) -> AbstractContextManager[Report | None]:
     if progress is True:
         need("rich", extra="cli")
         from wool.runtime.progress import bar
 
-        return bar(_name(routine))
+        return bar(_name(routine), total)
     if progress is None or progress is False:
         return nullcontext()
     if not callable(progress):

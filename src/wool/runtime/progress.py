@@ -30,7 +30,7 @@ INTERVAL: Final = 0.1
 
 
 @contextmanager
-def bar(name: str) -> Iterator[Callable[[MapProgress], None] | None]:
+def bar(name: str, total: int | None) -> Iterator[Callable[[MapProgress], None] | None]:
     """What is to be called to update a bar, or None where none can be seen."""
     console = Console(stderr=True)
     screen: _Screen
@@ -41,7 +41,7 @@ def bar(name: str) -> Iterator[Callable[[MapProgress], None] | None]:
     else:
         yield None
         return
-    line = _Line(screen, screen.open(console), name)
+    line = _Line(screen, screen.open(console), name, total)
     try:
         yield line.update
     finally:
@@ -51,7 +51,8 @@ def bar(name: str) -> Iterator[Callable[[MapProgress], None] | None]:
 
 def _is_terminal(console: Console) -> bool:
     """Not rich's answer alone, which variables of the environment can change."""
-    return sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal
+    seen = sys.stderr is not None and sys.stderr.isatty()
+    return seen and console.is_terminal and not console.is_dumb_terminal
 
 
 class _Screen(Protocol):
@@ -94,15 +95,20 @@ _terminal = _Terminal()
 class _Notebook:
     """An output of a cell. Not rich's own, which takes ipywidgets."""
 
-    def open(self, console: Console) -> Progress:
-        from IPython.display import display
+    def __init__(self) -> None:
+        self._output: Any = None
 
+    def open(self, console: Console) -> Progress:
         self._lines = _lines(console)
-        self._output: Any = display(self._lines, display_id=True)  # type: ignore[no-untyped-call]
         return self._lines
 
     def draw(self) -> None:
-        self._output.update(self._lines)
+        if self._output is not None:
+            self._output.update(self._lines)
+            return
+        from IPython.display import display
+
+        self._output = display(self._lines, display_id=True)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         pass
@@ -111,10 +117,11 @@ class _Notebook:
 class _Line:
     """One bar. It is drawn soon after a change, and in the end."""
 
-    def __init__(self, screen: _Screen, lines: Progress, name: str) -> None:
+    def __init__(self, screen: _Screen, lines: Progress, name: str, total: int | None) -> None:
         self._screen = screen
         self._lines = lines
-        self._line = lines.add_task(name, total=None, failed=0)
+        self._line = lines.add_task(name, total=total, failed=0)
+        screen.draw()
         self._loop = asyncio.get_running_loop()
         self._latest: MapProgress | None = None
         self._timer: asyncio.TimerHandle | None = None
