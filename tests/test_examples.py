@@ -32,7 +32,7 @@ def run(surroundings: Surroundings, name: str) -> list[str]:
 def test_every_example_has_a_test() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")} - {"hybrid_lease_neighbour"}
 
-    assert names == {"quickstart", "streaming", "fib", "hybrid_lease", "word_count"}
+    assert names == {"quickstart", "streaming", "fib", "hybrid_lease", "word_count", "pipeline"}
 
 
 def test_no_example_needs_a_main_guard() -> None:
@@ -99,4 +99,16 @@ def test_word_count_shows_each_count_and_their_sum(surroundings: Surroundings) -
         "  sheep: N",
         "  wool: N",
         "  yarn: N",
+    ]
+
+
+def test_pipeline_adds_up_what_the_log_says(surroundings: Surroundings) -> None:
+    lines = run(surroundings, "pipeline")
+
+    assert lines == [
+        "20,000 lines in 40 calls, 200 of them broken",
+        "  /loom: 50,959,489 bytes",
+        "  /: 49,904,808 bytes",
+        "  /fleece: 49,436,284 bytes",
+        "  /yarn: 49,097,492 bytes",
     ]

@@ -10,6 +10,7 @@ from collections.abc import (
     Coroutine,
     Sequence,
 )
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, assert_type
 
 import wool
@@ -116,6 +117,45 @@ async def methods() -> None:
     assert_type(await model.version(minor=2), tuple[int, int])
 
 
+async def maps(numbers: list[int], lines: AsyncIterable[str]) -> None:
+    async for number in wool.map(add, numbers):
+        assert_type(number, float)
+    async for number in wool.map(add, numbers, range(3), ordered=False, concurrency=8):
+        assert_type(number, float)
+    async for number in wool.map(add, numbers, numbers, words_of(lines), progress=print):
+        assert_type(number, float)
+    assert_type([r async for r in wool.map(add, *[numbers] * 4)], list[float])
+    async with wool.map(first, [["a"], ["b"]]) as results:
+        assert_type(await anext(results), str)
+    async for item in wool.map(first, [[1]], return_exceptions=True):
+        assert_type(item, int | BaseException)
+    async for text in wool.map(Model(3).get, [1], progress=report):
+        assert_type(text, int | None)
+    async for name in wool.map(Model.name, wool.map(truth, lines)):
+        assert_type(name, str)
+    async for pair in wool.map(partial(both, 1), lines, return_exceptions=False):
+        assert_type(pair, tuple[int, str])
+
+
+def report(progress: wool.MapProgress) -> None:
+    assert_type(progress.total, int | None)
+
+
+async def words_of(lines: AsyncIterable[str]) -> AsyncIterator[int]:
+    async for line in lines:
+        yield len(line)
+
+
+@wool.routine
+async def truth(text: str) -> bool:
+    return bool(text)
+
+
+@wool.routine
+async def both(number: int, text: str) -> tuple[int, str]:
+    return number, text
+
+
 async def mistakes() -> None:
     await add("a")  # type: ignore[arg-type]
     await add()  # type: ignore[call-arg]
@@ -126,6 +166,13 @@ async def mistakes() -> None:
     await Model(3).get("a")  # type: ignore[arg-type]
     await Model.name()  # type: ignore[call-arg]
     await Model.version("2")  # type: ignore[arg-type]
+    wool.map(add, ["a"])  # type: ignore[arg-type]
+    wool.map(add)  # type: ignore[call-overload]
+    wool.map(both, [1])  # type: ignore[arg-type]
+    wool.map(both, [1], [1])  # type: ignore[arg-type]
+    wool.map(average, [1.0])  # type: ignore[arg-type]
+    wool.map(add, 3)  # type: ignore[call-overload]
+    wool.map(add, [1], progress=3)  # type: ignore[call-overload]
 
 
 def not_async() -> int:
