@@ -176,7 +176,6 @@ class Countdown:
         ([Countdown(), itertools.repeat(1)], [3, 2]),
         ([range(1_000)], [*range(1_000)]),
     ],
-    ids=str,
 )
 async def test_inputs_are_zipped(inputs: list[Any], sums: list[int]) -> None:
     assert [result async for result in wool.map(add, *inputs)] == sums
@@ -684,6 +683,38 @@ async def test_progress_knows_the_total_when_the_inputs_have_ended(floor: Floor)
     await taking
 
     assert [(progress.done, progress.total) for progress in told] == [(0, 2), (1, 2), (2, 2)]
+
+
+class Shy(list[int]):
+    """As a data set that can be iterated over and has no length."""
+
+    def __len__(self) -> int:
+        raise TypeError("no length")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "total"),
+    [
+        ([range(10**30), range(5), itertools.count()], 5),
+        ([range(10**30)], None),
+        ([Shy([1, 2])], None),
+        ([{1, 2}, "word", slowly([1, 2, 3])], 2),
+    ],
+)
+async def test_progress_has_the_total_of_inputs_that_have_a_length(
+    floor: Floor, inputs: list[Any], total: int | None
+) -> None:
+    told: list[MapProgress] = []
+
+    @wool.routine
+    async def enter(*items: int) -> int:
+        return await floor.enter(0)
+
+    first = begin(wool.map(enter, *inputs, concurrency=1, progress=told.append))
+    await floor.end(0)
+    await first
+
+    assert told == [MapProgress(done=1, failed=0, running=0, total=total)]
 
 
 async def test_progress_is_told_of_a_failure_and_of_nothing_later(floor: Floor) -> None:

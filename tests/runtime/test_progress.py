@@ -178,7 +178,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize(
-    "variables", [{}, {"FORCE_COLOR": "1"}, {"TTY_INTERACTIVE": "1", "TTY_COMPATIBLE": "1"}]
+    "variables", [{}, {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "1", "TTY_COMPATIBLE": "1"}], ids=str
 )
 def test_nothing_is_drawn_where_there_is_no_terminal(
     surroundings: Surroundings, variables: dict[str, str]

@@ -13,7 +13,6 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
-    Sized,
 )
 from contextlib import AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass
@@ -185,7 +184,7 @@ def map(
     The first call that fails ends the iteration with what it raised, as does an input that fails:
     no more calls start, results that are there are still given, in order, and the others are not
     waited for but cancelled. With `return_exceptions`, what calls raise is given in the place of
-    their results, other than `KeyboardInterrupt` and `SystemExit`.
+    their results: any `Exception`, and the `CancelledError` of a call that its worker cancelled.
 
     `progress=True` shows a bar on standard error if that is a terminal, or in a notebook, and
     needs the extra `wool[cli]`. A function is called with a `MapProgress` whenever a call has
@@ -254,8 +253,8 @@ class _Inputs:
         if not iterables:
             raise TypeError("wool.map takes a routine and at least one iterable")
         self._iterators = [_iterator(iterable) for iterable in iterables]
-        lengths = [len(iterable) for iterable in iterables if isinstance(iterable, Sized)]
-        self.total = min(lengths, default=None)
+        lengths = [_length(iterable) for iterable in iterables]
+        self.total = min((length for length in lengths if length is not None), default=None)
 
     async def rows(self) -> AsyncGenerator[tuple[Any, ...], None]:
         """What each call takes. Closes the generators, in the task that has read them."""
@@ -334,6 +333,8 @@ class _Calls:
                     yield self._take()
             finally:
                 self._stage = _Stage.CLOSED
+                self._queue.clear()
+                self._errors.clear()
                 await _end([feeder, *self._running])
                 if self._failure is None and not feeder.cancelled():
                     feeder.result()  # raises what closing the inputs has raised
@@ -480,6 +481,13 @@ def _iterator(iterable: Any) -> Iterator[Any] | AsyncIterator[Any]:
         raise TypeError(
             f"wool.map takes iterables and async iterables, got {type(iterable).__name__!r}"
         ) from exc
+
+
+def _length(iterable: Any) -> int | None:
+    try:
+        return len(iterable)
+    except (TypeError, OverflowError):
+        return None
 
 
 def _pull(iterator: Iterator[Any] | AsyncIterator[Any]) -> tuple[Callable[[], Any], bool]:

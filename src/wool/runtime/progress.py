@@ -41,11 +41,14 @@ def bar(name: str, total: int | None) -> Iterator[Callable[[MapProgress], None] 
     else:
         yield None
         return
-    line = _Line(screen, screen.open(console), name, total)
+    lines = screen.open(console)
     try:
-        yield line.update
+        line = _Line(screen, lines, name, total)
+        try:
+            yield line.update
+        finally:
+            line.end()
     finally:
-        line.end()
         screen.close()
 
 
