@@ -7,6 +7,7 @@ import contextvars
 import itertools
 import random
 import sys
+import weakref
 from contextlib import aclosing, closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -525,6 +526,28 @@ async def test_leaving_early_cancels_what_is_in_flight_and_waits(
         await anext(results)
 
 
+async def test_results_that_nobody_takes_are_dropped_at_the_end() -> None:
+    class Large:
+        pass
+
+    made: list[weakref.ref[Large]] = []
+
+    @wool.routine
+    async def make(item: int) -> Large:
+        large = Large()
+        made.append(weakref.ref(large))
+        return large
+
+    results = wool.map(make, itertools.count(), concurrency=3)
+    await anext(results)
+    await eventually(lambda: len(made) == 4)
+    await settle()
+
+    await results.aclose()
+
+    assert [large() for large in made] == [None] * 4
+
+
 async def test_break_alone_closes_it_soon(floor: Floor, items: Callable[[], Any]) -> None:
     """As it is collected: asyncio has what it holds closed by a task."""
 
@@ -579,6 +602,7 @@ async def test_input_that_loses_a_cancellation_is_read_no_further(floor: Floor) 
 
     await results.aclose()
 
+    await settle()
     assert floor.calls == {}
 
 
@@ -744,6 +768,29 @@ async def test_progress_that_raises_ends_it(floor: Floor) -> None:
         await first
     assert caught.value is error
     assert floor.cancelled == [0, 2]
+    assert floor.left
+
+
+async def test_progress_that_has_raised_is_told_no_more(floor: Floor) -> None:
+    """And what was there before is given first."""
+    told: list[int] = []
+
+    def tell(progress: MapProgress) -> None:
+        told.append(progress.done)
+        if progress.done == 2:
+            raise OSError("no screen")
+
+    results = wool.map(partial(stay, floor), floor.items(), concurrency=3, progress=tell)
+    first = begin(results)
+    await floor.end(0)
+    await first
+
+    await floor.end(1, 2)
+
+    assert told == [1, 2]
+    assert [await anext(results), await anext(results)] == [-1, -2]
+    with pytest.raises(OSError, match="no screen"):
+        await anext(results)
     assert floor.left
 
 

@@ -118,11 +118,11 @@ def test_bar_in_a_terminal(surroundings: Surroundings) -> None:
 
 
 def test_bar_of_an_input_without_a_length(surroundings: Surroundings) -> None:
-    text, _ = shown(surroundings, PROGRAM.replace("ITEMS", "(i for i in range(60))"))
+    text, _ = shown(surroundings, PROGRAM.replace("ITEMS", "(i for i in range(200))"))
 
     _, *between, last = map(fields, frames(text))
     assert any(total == "?" and int(count) > 0 for count, total, *_ in between)
-    assert last[:2] == ("60", "60")
+    assert last[:2] == ("200", "200")
 
 
 def test_bar_goes_to_standard_error_and_output_where_it_belongs(
