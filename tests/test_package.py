@@ -58,6 +58,8 @@ OURS = [
     "BackpressureContext",
     "BackpressureLike",
     "WorkerCredentialsProvider",
+    "RunningTask",
+    "WorkerStatus",
     "DnsDiscovery",
     "RedisDiscovery",
     "AdvertiseHostError",

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from wool.runtime.worker.pool import WorkerPool
     from wool.runtime.worker.proxy import WorkerProxy
     from wool.runtime.worker.service import WorkerService
+    from wool.runtime.worker.status import RunningTask, WorkerStatus
 
 logging.getLogger("wool").addHandler(logging.NullHandler())
 
@@ -118,7 +119,9 @@ __all__ = [
     "WorkerLike",
     "WorkerPool",
     "WorkerProxy",
+    "RunningTask",
     "WorkerService",
+    "WorkerStatus",
     # Discovery
     "Discovery",
     "DiscoveryEvent",
@@ -202,6 +205,7 @@ _HOMES = {
     "worker.pool": ("WorkerPool",),
     "worker.proxy": ("WorkerProxy",),
     "worker.service": ("WorkerService",),
+    "worker.status": ("RunningTask", "WorkerStatus"),
 }
 """The modules, below `wool.runtime`, of the public names. Each is loaded when first asked for."""
 

@@ -18,8 +18,11 @@ from wool.protocol.wire_pb2 import (
     RequestBatch,
     Response,
     ResponseBatch,
+    RunningTask,
     RuntimeContext,
     Segment,
+    Status,
+    StatusRequest,
     StopRequest,
     Task,
     Void,
@@ -40,6 +43,7 @@ ARENA_KEY: Final = "wool-arena"
 SERVICE: Final = "wool.protocol.Worker"
 DISPATCH: Final = f"/{SERVICE}/dispatch"
 STOP: Final = f"/{SERVICE}/stop"
+STATUS: Final = f"/{SERVICE}/status"
 
 
 def versions() -> tuple[tuple[str, str], ...]:
@@ -60,6 +64,10 @@ class WorkerServicer(Protocol):
         self, request: StopRequest, context: grpc.aio.ServicerContext[StopRequest, Void]
     ) -> Void: ...
 
+    async def status(
+        self, request: StatusRequest, context: grpc.aio.ServicerContext[StatusRequest, Status]
+    ) -> Status: ...
+
 
 class WorkerStub:
     """The client's side of the service, on `channel`."""
@@ -74,6 +82,11 @@ class WorkerStub:
             STOP,
             request_serializer=StopRequest.SerializeToString,
             response_deserializer=Void.FromString,
+        )
+        self.status = channel.unary_unary(
+            STATUS,
+            request_serializer=StatusRequest.SerializeToString,
+            response_deserializer=Status.FromString,
         )
 
 
@@ -90,6 +103,11 @@ def add_to_server(servicer: WorkerServicer, server: grpc.aio.Server) -> None:
             request_deserializer=StopRequest.FromString,
             response_serializer=Void.SerializeToString,
         ),
+        "status": grpc.unary_unary_rpc_method_handler(
+            servicer.status,
+            request_deserializer=StatusRequest.FromString,
+            response_serializer=Status.SerializeToString,
+        ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
@@ -98,6 +116,7 @@ __all__ = [
     "ARENA_KEY",
     "DISPATCH",
     "SERVICE",
+    "STATUS",
     "STOP",
     "VERSION_KEY",
     "WIRE",
@@ -111,8 +130,11 @@ __all__ = [
     "RequestBatch",
     "Response",
     "ResponseBatch",
+    "RunningTask",
     "RuntimeContext",
     "Segment",
+    "Status",
+    "StatusRequest",
     "StopRequest",
     "Task",
     "Void",

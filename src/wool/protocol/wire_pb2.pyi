@@ -174,6 +174,56 @@ class Void(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class StatusRequest(_message.Message):
+    __slots__ = ("tasks",)
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    tasks: bool
+    def __init__(self, tasks: bool = ...) -> None: ...
+
+class Status(_message.Message):
+    __slots__ = ("worker", "draining", "uptime", "idle", "running", "done", "failed", "refused", "sessions", "loop_lag", "cpu", "memory", "tasks")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    LOOP_LAG_FIELD_NUMBER: _ClassVar[int]
+    CPU_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    worker: WorkerMetadata
+    draining: bool
+    uptime: float
+    idle: float
+    running: int
+    done: int
+    failed: int
+    refused: int
+    sessions: int
+    loop_lag: float
+    cpu: float
+    memory: int
+    tasks: _containers.RepeatedCompositeFieldContainer[RunningTask]
+    def __init__(self, worker: _Optional[_Union[WorkerMetadata, _Mapping]] = ..., draining: bool = ..., uptime: _Optional[float] = ..., idle: _Optional[float] = ..., running: _Optional[int] = ..., done: _Optional[int] = ..., failed: _Optional[int] = ..., refused: _Optional[int] = ..., sessions: _Optional[int] = ..., loop_lag: _Optional[float] = ..., cpu: _Optional[float] = ..., memory: _Optional[int] = ..., tasks: _Optional[_Iterable[_Union[RunningTask, _Mapping]]] = ...) -> None: ...
+
+class RunningTask(_message.Message):
+    __slots__ = ("id", "tag", "caller", "seconds", "stack")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STACK_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    tag: str
+    caller: bytes
+    seconds: float
+    stack: str
+    def __init__(self, id: _Optional[bytes] = ..., tag: _Optional[str] = ..., caller: _Optional[bytes] = ..., seconds: _Optional[float] = ..., stack: _Optional[str] = ...) -> None: ...
+
 class ChannelOptions(_message.Message):
     __slots__ = ("max_receive_message_length", "max_send_message_length", "keepalive_time_ms", "keepalive_timeout_ms", "keepalive_permit_without_calls", "max_pings_without_data", "compression")
     MAX_RECEIVE_MESSAGE_LENGTH_FIELD_NUMBER: _ClassVar[int]

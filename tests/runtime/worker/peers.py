@@ -198,6 +198,9 @@ class Scripted:
     async def stop(self, request: Any, context: Any) -> protocol.Void:
         return protocol.Void()
 
+    async def status(self, request: Any, context: Any) -> protocol.Status:
+        return protocol.Status()
+
 
 def frames(*responses: Response, last: bool = False) -> ResponseBatch:
     return ResponseBatch(frames=responses, last=last)

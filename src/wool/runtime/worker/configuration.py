@@ -30,6 +30,7 @@ class Configuration(NamedTuple):
     credentials: Credentials | None
     options: WorkerOptions
     identity: str | None
+    blocking_threshold: float | None
     max_concurrent_tasks: int | None
     backpressure: bytes | None
     """Pickled, as it may be defined where only the parent can find it by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import grpc
 import grpc.aio
@@ -28,19 +28,22 @@ from wool.runtime.worker.session import Session
 from wool.runtime.worker.transport import client_arguments, rpc_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from wool.runtime.routine.task import Task
     from wool.runtime.worker.auth import Credentials, WorkerCredentials
     from wool.runtime.worker.call import Call
     from wool.runtime.worker.metadata import WorkerMetadata
     from wool.runtime.worker.session import Placed, StreamLike
+    from wool.runtime.worker.status import WorkerStatus
 
     Stream = grpc.aio.StreamStreamCall[Any, protocol.ResponseBatch]
 
 __all__ = ["RpcError", "TransientRpcError", "UnexpectedResponse", "WorkerConnection"]
 
 logger = logging.getLogger("wool.connection")
+
+T = TypeVar("T")
 
 OPEN_TIMEOUT = 10.0
 """Seconds for a session to open."""
@@ -500,17 +503,38 @@ class WorkerConnection:
 
         `deadline`, in seconds, bounds the wait. Raises `RpcError` if it can't be asked.
         """
+        request = protocol.StopRequest(timeout=timeout)
+        await self._ask(lambda stub: stub.stop(request, timeout=deadline))
+
+    async def status(self, *, tasks: bool = False, timeout: float | None = None) -> WorkerStatus:
+        """How the worker is, with the tasks that run and their stacks if `tasks`.
+
+        Raises `ValueError` if `timeout`, in seconds, isn't positive, and `RpcError` if the worker
+        can't be asked or does not answer within it.
+        """
+        from wool.runtime.worker.status import WorkerStatus  # Few ask.
+
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"Timeout must be positive, got {timeout}")
+        request = protocol.StatusRequest(tasks=tasks)
+        return WorkerStatus.from_protobuf(
+            await self._ask(lambda stub: stub.status(request, timeout=timeout))
+        )
+
+    async def idle(self, timeout: float | None = None) -> float:
+        """For how many seconds the worker has had no task; 0 while it has one. See `status`."""
+        return (await self.status(timeout=timeout)).idle
+
+    async def _ask(self, call: Callable[[protocol.WorkerStub], Awaitable[T]]) -> T:
         target = self._target
-        # Not that of the sessions, which may be replaced meanwhile.
+        # Not over the channel of the sessions, which may be replaced meanwhile.
         async with _channel(target, await _current(target.credentials)) as channel:
             try:
-                await protocol.WorkerStub(channel).stop(
-                    protocol.StopRequest(timeout=timeout), timeout=deadline
-                )
+                return await call(protocol.WorkerStub(channel))
             except grpc.aio.AioRpcError as exc:
                 raise rpc_error(exc.code(), exc.details(), repr(_name(target))) from exc
 
-    async def idle(self) -> None:
+    async def drained(self) -> None:
         """Return when it has no calls, streams that wait for their consumer included."""
         await self._idle.wait()
 

@@ -55,6 +55,10 @@ class RoutineLoop:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._main, name="wool routines", daemon=True)
 
+    @property
+    def thread_id(self) -> int | None:
+        return self._thread.ident
+
     def start(self) -> None:
         self._relay = Relay(self.loop)
         self._thread.start()
@@ -179,7 +183,7 @@ class Runner:
         self._shared = shared
         self._arena: Arena | None = None
         self._exchange = exchange
-        self._running: dict[int, _Execution] = {}
+        self._running: dict[int, Execution] = {}
         self._unacknowledged: dict[int, None] = {}
         self._flushing = False
         self._context = context
@@ -208,7 +212,7 @@ class Runner:
 
     def _start(self, call: int) -> None:
         if call in self._exchange.pending:
-            self._running[call] = _Execution(self, call, self._context.copy())
+            self._running[call] = Execution(self, call, self._context.copy())
 
     def claim(self, call: int) -> Arrival | None:
         """The task, unless it has been given back."""
@@ -257,10 +261,15 @@ class Runner:
         if self._exchange.replies:
             self._exchange.collect()
 
-    def finished(self, call: int, execution: _Execution) -> None:
+    def finished(self, call: int, execution: Execution) -> None:
         self._running.pop(call, None)
         if self.admission is not None:
             self.admission.running.discard(execution)
+
+    @property
+    def running(self) -> list[Execution]:
+        """The tasks that have begun. From any thread."""
+        return list(self._running.values())
 
     async def close(self) -> None:
         """Cancel what runs, unless it was cancelled already, and wait for its end."""
@@ -276,7 +285,7 @@ class Runner:
                 self._shared.close()
 
 
-class _Execution:
+class Execution:
     """One task being run: decoded, executed and answered."""
 
     __slots__ = (
@@ -288,17 +297,22 @@ class _Execution:
         "_requests",
         "_runner",
         "_stopped",
-        "_tag",
         "_undecided",
         "_yielded",
+        "began",
+        "caller",
         "cancelled",
+        "id",
+        "tag",
         "task",
     )
 
     def __init__(self, runner: Runner, call: int, context: contextvars.Context) -> None:
         self._runner = runner
         self._call = call
-        self._tag = ""
+        self.tag = ""
+        self.id = self.caller = b""
+        self.began = 0.0
         self._entered = False
         self.cancelled = False
         self._requests: list[tuple[str, Any]] = []
@@ -365,15 +379,17 @@ class _Execution:
     async def _execute(self, arrival: Arrival | None) -> None:
         if arrival is None:
             return
-        self._tag = arrival.header.tag
-        self._prefetch = arrival.header.prefetch
+        header = arrival.header
+        self.tag, self.id, self.caller = header.tag, header.id, header.caller
+        self.began = self._runner.loop.time()
+        self._prefetch = header.prefetch
         if self.cancelled:
             raise asyncio.CancelledError
         arguments = arrival.arguments
         if not isinstance(arguments, Payload):
             arguments = await self._runner.take(self._call, arguments)
         task = arrival.load(arguments)
-        del arrival, arguments  # What came need not last as long as the routine.
+        del arrival, header, arguments  # What came need not last as long as the routine.
         admission = self._runner.admission
         if admission is not None and not await self._admit(task, admission):
             return
@@ -459,11 +475,11 @@ class _Execution:
         try:
             payload = serializer.dumps(value)
         except Exception as exc:
-            exc.add_note(f"while pickling what routine {self._tag} returned or yielded")
+            exc.add_note(f"while pickling what routine {self.tag} returned or yielded")
             raise
         if payload.size > self._runner.limit:
             raise PayloadTooLarge(
-                f"A {kind} of {self._tag}",
+                f"A {kind} of {self.tag}",
                 payload.size,
                 "max_send_message_length",
                 self._runner.limit,
@@ -479,7 +495,7 @@ class _Execution:
         if payload.size > self._runner.limit:
             payload = serializer.dump_exception(
                 PayloadTooLarge(
-                    f"The {type(exc).__qualname__} that {self._tag} raised",
+                    f"The {type(exc).__qualname__} that {self.tag} raised",
                     payload.size,
                     "max_send_message_length",
                     self._runner.limit,
@@ -494,9 +510,13 @@ class _Execution:
 def _remote_frames(traceback: TracebackType | None) -> TracebackType | None:
     """The part of a traceback that isn't this module's, nor the task's scope."""
     rest = traceback
-    while rest is not None and rest.tb_frame.f_code.co_filename in _OWN_FILES:
+    while rest is not None and rest.tb_frame.f_code.co_filename in OWN_FILES:
         rest = rest.tb_next
     return rest or traceback
 
 
-_OWN_FILES = frozenset({__file__, task_module.__file__})
+OWN_FILES = frozenset({__file__, task_module.__file__})
+"""Whose frames are not of a routine."""
+
+RUN = Execution._run.__code__
+"""The outermost frame of a task."""

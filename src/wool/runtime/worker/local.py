@@ -32,6 +32,9 @@ class LocalWorker(Worker):
     refuses goes to another one, or waits where it was called, in order, for as long as its dispatch
     timeout allows. Calls that routines make are run all the same, and don't count, so that those
     who wait for them don't wait for ever.
+
+    A routine that keeps the worker's event loop from running anything else for `blocking_threshold`
+    seconds is logged, with its stack (None: never).
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class LocalWorker(Worker):
         identity: str | None = None,
         max_concurrent_tasks: int | None = None,
         backpressure: BackpressureLike | None = None,
+        blocking_threshold: float | None = 1.0,
         **extra: Any,
     ) -> None:
         super().__init__(*tags, **extra)
@@ -63,6 +67,7 @@ class LocalWorker(Worker):
             "identity": identity,
             "max_concurrent_tasks": max_concurrent_tasks,
             "backpressure": backpressure,
+            "blocking_threshold": blocking_threshold,
         }
         self._process = WorkerProcess(**self._settings)
         if host is not None and credentials is None and not is_loopback(host):

@@ -22,6 +22,7 @@ import wool
 import wool.runtime.worker.proxy  # Which comes with every task.
 from wool import protocol
 from wool.runtime.discovery.descriptors import withdraw
+from wool.runtime.worker import health
 from wool.runtime.worker.configuration import STOP
 from wool.runtime.worker.interceptor import VersionInterceptor
 from wool.runtime.worker.metadata import WorkerMetadata
@@ -41,6 +42,8 @@ STOP_SERVER = 1.0
 def main() -> None:
     control, report = int(sys.argv[1]), int(sys.argv[2])
     del sys.argv[1:]
+    # Unless routines set up logging, warnings go to standard error, as a program's own would.
+    logging.getLogger("wool").handlers.clear()
     code = 1
     try:
         asyncio.run(serve(_configure(control), control, report))
@@ -92,6 +95,7 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
         proxy_ttl=configuration.proxy_pool_ttl,
         grace=configuration.shutdown_grace_period,
         credentials=configuration.credentials,
+        blocking_threshold=configuration.blocking_threshold,
         max_concurrent_tasks=configuration.max_concurrent_tasks,
         backpressure=None if hook is None else pickle.loads(hook),
     )
@@ -99,6 +103,7 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
         interceptors=[VersionInterceptor()], options=server_arguments(configuration.options)
     )
     protocol.add_to_server(service, server)
+    health.add_to_server(health.Health(service.stopping), server)
     asyncio.get_running_loop().set_exception_handler(_handle_exception)
     try:
         metadata = _bind(server, configuration)
@@ -156,7 +161,10 @@ def _join(host: str | None, port: int) -> str:
 
 
 class _Stopper:
-    """Stops the service: as its parent says, drained on SIGINT, else at once."""
+    """Stops the service: as its parent says, drained on SIGINT, else at once.
+
+    On SIGUSR1 it writes what runs, and where, to standard error.
+    """
 
     def __init__(self, service: WorkerService, control: int) -> None:
         self._service = service
@@ -167,12 +175,21 @@ class _Stopper:
     def __enter__(self) -> None:
         self._loop.add_signal_handler(signal.SIGTERM, self._stop, 0)
         self._loop.add_signal_handler(signal.SIGINT, self._stop, -1)
+        self._loop.add_signal_handler(signal.SIGUSR1, self._show)
         self._loop.add_reader(self._control, self._told)
 
     def __exit__(self, *exc_info: object) -> None:
         self._loop.remove_reader(self._control)
+        self._loop.remove_signal_handler(signal.SIGUSR1)
         self._loop.remove_signal_handler(signal.SIGINT)
         self._loop.remove_signal_handler(signal.SIGTERM)
+
+    def _show(self) -> None:
+        tasks = self._service.running_tasks()
+        lines = (f"{task.tag}, for {task.seconds:.1f} s:\n{task.stack}" for task in tasks)
+        if sys.stderr is not None:
+            sys.stderr.write(f"wool worker {os.getpid()}: {len(tasks)} run\n{''.join(lines)}")
+            sys.stderr.flush()
 
     def _told(self) -> None:
         request = os.read(self._control, STOP.size)

@@ -45,7 +45,8 @@ class WorkerProcess:
 
     With neither `host` nor `port` it listens on a unix socket that only this user can reach.
     `shutdown_grace_period` is how many seconds its routines may take to clean up when they are
-    cancelled by a stop, `proxy_pool_ttl` how many an unused proxy is kept there.
+    cancelled by a stop, `proxy_pool_ttl` how many an unused proxy is kept there,
+    `blocking_threshold` how many a routine may block the loop before that is logged (None: any).
 
     Raises `ValueError` for a blank host, a port outside 0..65535, a duration or a number of tasks
     that isn't positive, or an identity that is blank or comes without credentials, `TypeError` if
@@ -68,6 +69,7 @@ class WorkerProcess:
         identity: str | None = None,
         max_concurrent_tasks: int | None = None,
         backpressure: BackpressureLike | None = None,
+        blocking_threshold: float | None = 1.0,
     ) -> None:
         if host is not None and not host.strip():
             raise ValueError("Host must be a non-blank string")
@@ -77,6 +79,8 @@ class WorkerProcess:
             raise ValueError("Shutdown grace period must be positive")
         if proxy_pool_ttl <= 0:
             raise ValueError("Proxy pool TTL must be positive")
+        if blocking_threshold is not None and not blocking_threshold > 0:
+            raise ValueError("Blocking threshold must be positive, or None")
         check_credentials(identity, credentials)
         _check_limits(max_concurrent_tasks, backpressure)
         if extra:
@@ -92,6 +96,7 @@ class WorkerProcess:
         self._options = options or WorkerOptions()
         self._identity = identity
         self._most = max_concurrent_tasks
+        self._blocking_threshold = blocking_threshold
         self._backpressure = _dump_hook(backpressure)
         self._directory: str | None = None
         self._lock: int | None = None
@@ -182,6 +187,7 @@ class WorkerProcess:
             credentials=self._credentials,
             options=self._options,
             identity=self._identity,
+            blocking_threshold=self._blocking_threshold,
             max_concurrent_tasks=self._most,
             backpressure=self._backpressure,
         )

@@ -253,7 +253,7 @@ class Roster:
         self._retiring[connection] = retirement
 
     async def _close_idle(self, connection: WorkerConnection) -> None:
-        await connection.idle()
+        await connection.drained()
         await connection.close()
         self._retiring.pop(connection, None)
 

@@ -19,7 +19,9 @@ import asyncio
 import contextvars
 import logging
 import math
+import time
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import grpc
@@ -41,6 +43,7 @@ from wool.runtime.worker.executor import (
     Body,
     Definition,
     Exchange,
+    Execution,
     RoutineLoop,
     Runner,
 )
@@ -58,6 +61,8 @@ from wool.runtime.worker.framing import (
 )
 from wool.runtime.worker.loopback import Loopback
 from wool.runtime.worker.relay import Relay
+from wool.runtime.worker.status import resident_memory, stack_of
+from wool.runtime.worker.watch import LoopWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -130,6 +135,11 @@ class _Session:
         self._readable = asyncio.Event()
 
     # Requests
+
+    @property
+    def running(self) -> list[Execution]:
+        """The tasks that have begun. From any thread."""
+        return self._runner.running
 
     async def read(self, requests: AsyncIterator[protocol.RequestBatch]) -> None:
         """Take requests until the client has no more."""
@@ -255,6 +265,9 @@ class _Session:
             self._refuse(call, payload.reason, payload.code)
             return
         if kind in TERMINAL:
+            self._group.done += 1
+            if kind == "exception":
+                self._group.failed += 1
             self._answered(call)
         if self.lost:
             return
@@ -281,6 +294,7 @@ class _Session:
         if self._limit is not None and code == BUSY and call in self._limited:
             self._limited.remove(call)
             self._limit.refused(self)
+        self._group.refused += 1
         self._answered(call)
         if not self.lost:
             nack = self._outbox.add(call).nack
@@ -369,12 +383,18 @@ def _call(callback: Callable[[], object]) -> None:
 
 
 class _Sessions:
-    """The sessions that are served on one event loop, and how many tasks they have to answer."""
+    """The sessions that are served on one event loop, and how many tasks they have had.
+
+    `unanswered` is how many they have to answer, `failed` how many of those `done` have raised
+    something, and `idle_since` when they last had one.
+    """
 
     def __init__(self) -> None:
         self._sessions: set[_Session] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self.unanswered = 0
+        self.done = self.failed = self.refused = 0
+        self.idle_since = time.monotonic()
         self._idle = asyncio.Event()
         self._idle.set()
         self._gone = asyncio.Event()
@@ -396,6 +416,7 @@ class _Sessions:
             self._idle.clear()
         self.unanswered += change
         if not self.unanswered:
+            self.idle_since = time.monotonic()
             self._idle.set()
 
     def close_soon(self, session: _Session) -> None:
@@ -431,7 +452,8 @@ class WorkerService:
     for nested calls; `grace` how many seconds routines may take to clean up when they are
     cancelled by a stop; `credentials` are those that its routines' nested calls use. At most
     `max_concurrent_tasks` run at once (None: no limit), and none that the `backpressure` hook
-    refuses; neither applies to the calls of routines.
+    refuses; neither applies to the calls of routines. A routine that blocks its loop for
+    `blocking_threshold` seconds is logged (None: never).
     """
 
     replies: Relay
@@ -446,6 +468,7 @@ class WorkerService:
         credentials: Credentials | None = None,
         max_concurrent_tasks: int | None = None,
         backpressure: BackpressureLike | None = None,
+        blocking_threshold: float | None = 1.0,
     ) -> None:
         limited = max_concurrent_tasks is not None or backpressure is not None
         self.limit = Limit(max_concurrent_tasks) if limited else None
@@ -457,6 +480,8 @@ class WorkerService:
             _start_later, finalizer=_stop_proxy, ttl=proxy_ttl
         )
         self._grace = grace
+        self._watch = LoopWatch(self.routines, blocking_threshold, self._is_busy)
+        self._began = time.monotonic()
         self._sessions = _Sessions()
         self._own = _Sessions()  # Of the routine loop with this worker.
         self._stopping = asyncio.Event()
@@ -470,6 +495,7 @@ class WorkerService:
         """Start the routine loop, and serve on the one that runs."""
         self.replies = Relay(asyncio.get_running_loop())
         self.routines.start()
+        self._watch.start()
 
     @property
     def stopping(self) -> Event:
@@ -556,6 +582,54 @@ class WorkerService:
         await asyncio.shield(self._ending)
         return protocol.Void()
 
+    async def status(
+        self,
+        request: protocol.StatusRequest,
+        context: grpc.aio.ServicerContext[protocol.StatusRequest, protocol.Status] | None = None,
+    ) -> protocol.Status:
+        """How it is; with the tasks that run and their stacks, if they are asked for."""
+        groups = self._sessions, self._own
+        metadata = wool.__worker_metadata__
+        idle_since = max(group.idle_since for group in groups)
+        return protocol.Status(
+            worker=metadata.to_protobuf() if metadata is not None else None,
+            draining=self._stopping.is_set(),
+            uptime=time.monotonic() - self._began,
+            idle=0 if self._is_busy() else time.monotonic() - idle_since,
+            running=sum(group.unanswered for group in groups),
+            done=sum(group.done for group in groups),
+            failed=sum(group.failed for group in groups),
+            refused=sum(group.refused for group in groups),
+            sessions=len(self._sessions),
+            loop_lag=self._watch.lag,
+            cpu=time.process_time(),
+            memory=resident_memory(),
+            tasks=self.running_tasks() if request.tasks else (),
+        )
+
+    def _is_busy(self) -> bool:
+        return bool(self._sessions.unanswered or self._own.unanswered)
+
+    def running_tasks(self) -> list[protocol.RunningTask]:
+        """The tasks that run, the longest first, and where they are. Their loop may be blocked."""
+        executions = [
+            execution
+            for group in (self._sessions, self._own)
+            for session in list(group)
+            for execution in session.running
+            if execution.began
+        ]
+        return [
+            protocol.RunningTask(
+                id=execution.id,
+                tag=execution.tag,
+                caller=execution.caller,
+                seconds=self.routines.loop.time() - execution.began,
+                stack=stack_of(execution.task, self.routines),
+            )
+            for execution in sorted(executions, key=attrgetter("began"))
+        ]
+
     def _deadline(self) -> float | None:
         return self._until if self._until < math.inf else None
 
@@ -577,6 +651,7 @@ class WorkerService:
                 await self.routines.run(self._clear_proxies)
         except TimeoutError:
             logger.warning("Clients, or proxies of theirs, did not end within %s s", FAREWELL)
+        self._watch.stop()
         await self.routines.stop(1.0)
         self.replies.close()
         self._stopped.set()
