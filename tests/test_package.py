@@ -60,6 +60,10 @@ OURS = [
     "WorkerCredentialsProvider",
     "RunningTask",
     "WorkerStatus",
+    "Event",
+    "EventKind",
+    "Events",
+    "events",
     "DnsDiscovery",
     "RedisDiscovery",
     "AdvertiseHostError",
@@ -175,7 +179,7 @@ def test_name_that_is_not_there() -> None:
 
 
 def test_public_names_are_documented() -> None:
-    aliases = {"DiscoveryEventType", "PredicateFunction", "Factory", "__version__"}
+    aliases = {"DiscoveryEventType", "EventKind", "PredicateFunction", "Factory", "__version__"}
     undocumented = [
         name for name in wool.__all__ if name not in aliases and not getattr(wool, name).__doc__
     ]

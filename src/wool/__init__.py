@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from wool.runtime.loadbalancer.leastloaded import LeastLoadedLoadBalancer
     from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
     from wool.runtime.map import MapProgress, map
+    from wool.runtime.observation import Event, EventKind, Events, events
     from wool.runtime.resourcepool import ResourcePool
     from wool.runtime.routine.task import Task, TaskException, WorkerProxyLike, current_task
     from wool.runtime.routine.wrapper import routine
@@ -122,6 +123,11 @@ __all__ = [
     "RunningTask",
     "WorkerService",
     "WorkerStatus",
+    # What happens
+    "Event",
+    "EventKind",
+    "Events",
+    "events",
     # Discovery
     "Discovery",
     "DiscoveryEvent",
@@ -191,6 +197,7 @@ _HOMES = {
     "loadbalancer.base": ("LoadBalancerContextLike", "LoadBalancerLike"),
     "loadbalancer.leastloaded": ("LeastLoadedLoadBalancer",),
     "loadbalancer.roundrobin": ("RoundRobinLoadBalancer",),
+    "observation": ("Event", "EventKind", "Events", "events"),
     "map": ("MapProgress", "map"),
     "routine.task": ("Task", "TaskException", "current_task"),
     "routine.wrapper": ("routine",),

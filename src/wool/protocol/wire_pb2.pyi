@@ -125,7 +125,14 @@ class Definition(_message.Message):
     def __init__(self, number: _Optional[int] = ..., content: _Optional[bytes] = ..., reusable: bool = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("id", "caller", "tag", "callable", "proxy", "proxy_error", "timeout", "context", "serializer", "arguments", "prefetch")
+    __slots__ = ("id", "caller", "tag", "callable", "proxy", "proxy_error", "timeout", "context", "serializer", "arguments", "prefetch", "trace")
+    class TraceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     ID_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
     TAG_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +144,7 @@ class Task(_message.Message):
     SERIALIZER_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
     PREFETCH_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     id: bytes
     caller: bytes
     tag: str
@@ -148,7 +156,8 @@ class Task(_message.Message):
     serializer: bytes
     arguments: Payload
     prefetch: int
-    def __init__(self, id: _Optional[bytes] = ..., caller: _Optional[bytes] = ..., tag: _Optional[str] = ..., callable: _Optional[_Union[Definition, _Mapping]] = ..., proxy: _Optional[_Union[Definition, _Mapping]] = ..., proxy_error: _Optional[str] = ..., timeout: _Optional[float] = ..., context: _Optional[_Union[RuntimeContext, _Mapping]] = ..., serializer: _Optional[bytes] = ..., arguments: _Optional[_Union[Payload, _Mapping]] = ..., prefetch: _Optional[int] = ...) -> None: ...
+    trace: _containers.ScalarMap[str, str]
+    def __init__(self, id: _Optional[bytes] = ..., caller: _Optional[bytes] = ..., tag: _Optional[str] = ..., callable: _Optional[_Union[Definition, _Mapping]] = ..., proxy: _Optional[_Union[Definition, _Mapping]] = ..., proxy_error: _Optional[str] = ..., timeout: _Optional[float] = ..., context: _Optional[_Union[RuntimeContext, _Mapping]] = ..., serializer: _Optional[bytes] = ..., arguments: _Optional[_Union[Payload, _Mapping]] = ..., prefetch: _Optional[int] = ..., trace: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Nack(_message.Message):
     __slots__ = ("reason", "code")

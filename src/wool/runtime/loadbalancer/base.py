@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from wool.runtime import observation
 from wool.runtime.errors import NoWorkersAvailable, RpcError, TransientRpcError
 
 if TYPE_CHECKING:
@@ -187,11 +188,11 @@ async def first_to_take(
             if task.tried is not None:
                 task.tried.add(metadata.uid)
             return stream
-        except TransientRpcError as exc:
-            error = exc
         except RpcError as exc:
             error = exc
-            context.remove_worker(metadata)
+            observation.tell("call-refused", task, worker=metadata, error=exc)
+            if not isinstance(exc, TransientRpcError):
+                context.remove_worker(metadata)
     refusal = NoWorkersAvailable()
     if error is None:
         raise refusal

@@ -25,7 +25,7 @@ from uuid import UUID, uuid4
 import wool
 from wool import protocol
 from wool.runtime import context as ambient
-from wool.runtime import serializer
+from wool.runtime import observation, serializer
 from wool.runtime.context import RuntimeContext
 from wool.runtime.errors import UnexpectedResponse
 from wool.runtime.serializer import Payload, Serializer, to_bytes
@@ -70,7 +70,8 @@ class Task:
     current one), `tag` says where the routine is defined (`module.qualname:line`), `context` is the
     `RuntimeContext` at the call. Its worker cancels it when it has run for `timeout` seconds, an
     async generator when one step has (0: it never does). `exception` is set when it has raised.
-    `prefetch` is how many values an async generator may be ahead of its consumer.
+    `prefetch` is how many values an async generator may be ahead of its consumer. `trace` is what a
+    tracer carries along, by name.
 
     What does not travel: `tags` are those that a worker must have to be given it. `met_full` is set
     when a worker has refused it as it was full. `tried`, if not None, are the uids of the workers
@@ -101,6 +102,7 @@ class Task:
         "tag",
         "tags",
         "timeout",
+        "trace",
         "tried",
     )
 
@@ -142,6 +144,7 @@ class Task:
         self.tag = describe(callable) if tag is None else tag
         self.prefetch = prefetch
         self.tags = tags
+        self.trace: dict[str, str] | None = None
         self.met_full = False
         self.tried: set[UUID] | None = None
         self._id = id
@@ -252,6 +255,8 @@ class Task:
             message.prefetch = self.prefetch
         if self.caller is not None:
             message.caller = self.caller.bytes
+        if self.trace:
+            message.trace.update(self.trace)
         if self._dispatch_timeout is not None:
             message.context.CopyFrom(self.context.to_protobuf())
 
@@ -342,6 +347,8 @@ class Task:
             prefetch=header.prefetch,
         )
         task.caller = UUID(bytes=header.caller) if header.caller else None
+        if header.trace:
+            task.trace = dict(header.trace)
         task._dispatch_timeout = Undefined
         if header.HasField("context"):
             task._context = RuntimeContext.from_protobuf(header.context)
@@ -352,7 +359,7 @@ class Task:
 class Execution:
     """The scope that a task's callable runs in, in a worker."""
 
-    __slots__ = ("_active", "_resource", "_task")
+    __slots__ = ("_active", "_resource", "_span", "_task")
 
     _resource: Resource[WorkerProxyLike]
     _active: Token[WorkerProxyLike | None]
@@ -371,11 +378,15 @@ class Execution:
             adopt(task.proxy)
         self._active = wool.__proxy__.set(proxy)
         try:
-            return task.__enter__()
+            call = task.__enter__()
         except BaseException:
             wool.__proxy__.reset(self._active)
             await self._resource.release()
             raise
+        if task.trace is not None:
+            observation.continue_trace()
+        self._span = observation.task_span(task) if observation.listeners else None
+        return call
 
     async def __aexit__(
         self,
@@ -383,6 +394,8 @@ class Execution:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._span is not None:
+            self._span.end(exc)
         try:
             self._task.__exit__(exc_type, exc, traceback)
             wool.__proxy__.reset(self._active)

@@ -6,13 +6,14 @@ import asyncio
 import inspect
 import logging
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, wraps
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 import wool
-from wool.runtime import context, serializer
+from wool.runtime import context, observation, serializer
 from wool.runtime.capture import OPTIONS, ROUTINE
 from wool.runtime.errors import UnexpectedResponse, WorkerLost
 from wool.runtime.remote_exception import is_ordinary
@@ -137,8 +138,8 @@ def _coroutine_routine(function: FunctionType, options: RoutineOptions) -> Any:
         if not context.dispatching.get():
             with do_dispatch(True):
                 return await within(options.timeout, function(*args, **kwargs), function)
-        if options.attempts > 1:
-            return await _result_of_any(*_task(function, args, kwargs, options), options)
+        if observation.listeners or options.attempts > 1:
+            return await _result_told(*_task(function, args, kwargs, options), options)
         return await _result(*_task(function, args, kwargs, options))
 
     return wrapper
@@ -159,6 +160,14 @@ async def _result(proxy: WorkerProxyLike, task: Task) -> Any:
         await stream.aclose()
 
 
+async def _result_told(proxy: WorkerProxyLike, task: Task, options: RoutineOptions) -> Any:
+    """The result of one attempt or several, and tell of it whoever listens."""
+    with observation.call_span(task):
+        if options.attempts > 1:
+            return await _result_of_any(proxy, task, options)
+        return await _result(proxy, task)
+
+
 async def _result_of_any(proxy: WorkerProxyLike, task: Task, options: RoutineOptions) -> Any:
     """The result of the first attempt that isn't to be followed by another one."""
     reasons: tuple[type[Exception], ...] = (WorkerLost, *options.retry_on)
@@ -175,28 +184,36 @@ async def _result_of_any(proxy: WorkerProxyLike, task: Task, options: RoutineOpt
 def _generator_routine(function: FunctionType, options: RoutineOptions) -> Any:
     @wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        proxy, task = None, None
         if context.dispatching.get():
             proxy, task = _task(function, args, kwargs, options)
-            stream = await proxy.dispatch(task, timeout=context.dispatch_timeout.get())
-            del task  # It holds the pickled arguments, which the stream need not.
-        else:
-            stream = _Local(function(*args, **kwargs), options.timeout, function)
-        try:
-            value = await anext(stream)
-            while True:
-                try:
-                    step = stream.asend((yield value))
-                except BaseException as exc:
-                    if not is_ordinary(exc):
-                        raise
-                    step = stream.athrow(exc)
-                value = await step
-        except StopAsyncIteration:
-            return
-        finally:
-            await stream.aclose()
+        with (
+            observation.call_span(task) if task is not None and observation.listeners else _NOTHING
+        ):
+            if proxy is not None:
+                stream = await proxy.dispatch(task, timeout=context.dispatch_timeout.get())
+                del task  # It holds the pickled arguments, which the stream need not.
+            else:
+                stream = _Local(function(*args, **kwargs), options.timeout, function)
+            try:
+                value = await anext(stream)
+                while True:
+                    try:
+                        step = stream.asend((yield value))
+                    except BaseException as exc:
+                        if not is_ordinary(exc):
+                            raise
+                        step = stream.athrow(exc)
+                    value = await step
+            except StopAsyncIteration:
+                return
+            finally:
+                await stream.aclose()
 
     return wrapper
+
+
+_NOTHING = nullcontext()
 
 
 class _Local:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from wool.runtime import observation
 from wool.runtime.discovery.base import DiscoverySubscriberLike
 from wool.runtime.errors import NoWorkersAvailable
 from wool.runtime.factory import resolve
@@ -192,6 +193,7 @@ class Roster:
 
     def _evicted(self, metadata: WorkerMetadata) -> None:
         logger.warning("Worker %s at %s is out for an error", metadata.uid, metadata.address)
+        observation.tell("worker-evicted", worker=metadata)
         self._apply(self.membership.evict(metadata.uid, self.loop.time()))
 
     def _lost(self, uid: UUID) -> None:
@@ -234,6 +236,7 @@ class Roster:
         )
         self._connections[metadata.uid] = connection
         self.context.update_worker(metadata, connection, upsert=True)
+        observation.tell("worker-admitted", worker=metadata)
 
     def _refresh(self, metadata: WorkerMetadata) -> None:
         connection = self._connections[metadata.uid]
@@ -245,6 +248,7 @@ class Roster:
 
     def _remove(self, metadata: WorkerMetadata) -> None:
         self.context.discard(metadata)
+        observation.tell("worker-removed", worker=metadata)
         self._retire(self._connections.pop(metadata.uid))
 
     def _retire(self, connection: WorkerConnection) -> None:
