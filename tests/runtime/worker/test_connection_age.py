@@ -49,6 +49,11 @@ def session(connection: WorkerConnection) -> object:
     return link.ready if link is not None else None
 
 
+async def aged(connection: WorkerConnection, first: object) -> None:
+    """Return when a session has been retired, which it may have been before one could look."""
+    await eventually(lambda: first is None or session(connection) is not first)
+
+
 async def call(connection: WorkerConnection) -> None:
     assert await anext(await connection.dispatch(task_of(echo, 1))) == 1
 
@@ -78,7 +83,7 @@ async def test_stream_goes_on_over_the_old_connection() -> None:
         stream = await way.dispatch(task_of(count, 3))
         first = session(way)
         assert await anext(stream) == 0
-        await eventually(lambda: session(way) is not first)
+        await aged(way, first)
         await call(way)
         assert [await stream.asend(None) for _ in range(2)] == [1, 2]
         with pytest.raises(StopAsyncIteration):
@@ -88,8 +93,7 @@ async def test_stream_goes_on_over_the_old_connection() -> None:
 async def test_what_runs_over_the_old_connection_may_end_when_it_is_closed() -> None:
     async with connection(WorkerOptions(max_connection_age_ms=200)) as way:
         running = await way.dispatch(task_of(nap, 1.0))
-        first = session(way)
-        await eventually(lambda: session(way) is not first)
+        await aged(way, session(way))
         closing = asyncio.create_task(way.close(timeout=30))
         assert await anext(running) == "slept"
         await closing
@@ -109,9 +113,8 @@ async def test_calls_never_notice() -> None:
 async def test_call_that_outlives_the_grace_is_lost() -> None:
     options = WorkerOptions(max_connection_age_ms=300, max_connection_age_grace_ms=300)
     async with connection(options) as way:
-        running = await way.dispatch(task_of(hold))
         with pytest.raises(WorkerLost):
-            await anext(running)
+            await anext(await way.dispatch(task_of(hold)))
         await call(way)
 
 
