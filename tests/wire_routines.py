@@ -8,9 +8,12 @@ import threading
 import time
 import weakref
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import psutil
 
 import wool
+from wool.runtime import context
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -64,6 +67,36 @@ async def seen(key: str) -> list[str]:
 async def residue() -> list[str]:
     """What runs on the loop besides this."""
     return [repr(task) for task in asyncio.all_tasks() - {asyncio.current_task()}]
+
+
+class Standing(NamedTuple):
+    """What a worker holds, this call apart."""
+
+    sessions: int
+    unanswered: int
+    tasks: int
+    descriptors: int
+    waiting: int
+    """Bytes for clients to read."""
+    memory: int
+    """Bytes of it."""
+
+
+@wool.routine
+async def standing() -> Standing:
+    loopback = context.loopback.get()
+    assert loopback is not None
+    service = cast("Any", loopback).__self__
+    process = psutil.Process()
+    gc.collect()
+    return Standing(
+        sessions=len(service._sessions) - 1,
+        unanswered=service._sessions.unanswered - 1,
+        tasks=len(asyncio.all_tasks()) - 1,
+        descriptors=process.num_fds(),
+        waiting=sum(each._outbox.size + each._held_back for each in [*service._sessions]),
+        memory=process.memory_info().rss,
+    )
 
 
 @wool.routine
@@ -253,8 +286,66 @@ async def spawn_exit() -> str:
 
 
 @wool.routine
+async def spawn_callback(kind: type[BaseException]) -> str:
+    """Have a callback of one's own try to end the process."""
+
+    def leave() -> None:
+        raise kind("sprung")
+
+    asyncio.get_running_loop().call_soon(leave)
+    await asyncio.sleep(0.01)
+    return "still here"
+
+
+@wool.routine
+async def stop_loop() -> str:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0.01)
+    return "still here"
+
+
+@wool.routine
 async def throw(kind: type[BaseException]) -> None:
     raise kind("thrown")
+
+
+class Trap:
+    """Raises `kind` when it is `"pickled"` or `"unpickled"`."""
+
+    def __init__(self, kind: type[BaseException], when: str) -> None:
+        self.kind = kind
+        self.when = when
+
+    def __reduce__(self) -> Any:
+        if self.when == "pickled":
+            raise self.kind("sprung")
+        return spring, (self.kind,)
+
+
+class TrapError(Trap, Exception):
+    """Raises `kind` when it is asked for its message, too."""
+
+    def __str__(self) -> str:
+        raise self.kind("sprung")
+
+
+def spring(kind: type[BaseException]) -> None:
+    raise kind("sprung")
+
+
+@wool.routine
+async def set_trap(kind: type[BaseException], when: str) -> Trap:
+    return Trap(kind, when)
+
+
+@wool.routine
+async def set_traps(kind: type[BaseException], when: str) -> AsyncGenerator[Trap, None]:
+    yield Trap(kind, when)
+
+
+@wool.routine
+async def throw_trap(kind: type[BaseException], when: str) -> None:
+    raise TrapError(kind, when)
 
 
 @wool.routine

@@ -181,7 +181,7 @@ def _blank(cls: type, *group: Any) -> BaseException:
 def _can_be_made(cls: type) -> bool:
     try:
         return issubclass(cls, BaseExceptionGroup) or isinstance(_blank(cls), BaseException)
-    except Exception:
+    except BaseException:
         return False
 
 
@@ -244,7 +244,7 @@ def _fields(exc: BaseException) -> dict[str, Any]:
     """None is left out: it is what a blank one has, and differs from it once set."""
     fields = {}
     for name, descriptor in _descriptors(type(exc)):
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):
             fields[name] = descriptor.__get__(exc)
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -252,7 +252,7 @@ def _fields(exc: BaseException) -> dict[str, Any]:
 def _text(convert: Callable[[object], str], value: object) -> str:
     try:
         return convert(value)
-    except Exception:
+    except BaseException:
         return object.__repr__(value)
 
 

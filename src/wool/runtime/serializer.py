@@ -127,9 +127,17 @@ def dumps_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
 
 
 def loads(payload: Payload) -> Any:
-    """The value pickled by `dumps`, which keeps the payload's buffers."""
+    """The value pickled by `dumps`, which keeps the payload's buffers.
+
+    Raises what unpickling raises, as the cause of a `RuntimeError` if it would end the process.
+    """
     data, buffers = payload
-    return pickle.loads(data, buffers=buffers) if buffers else pickle.loads(data)
+    try:
+        return pickle.loads(data, buffers=buffers) if buffers else pickle.loads(data)
+    except BaseException as exc:
+        if remote_exception.is_ordinary(exc):
+            raise
+        raise RuntimeError(f"unpickling raised {remote_exception.describe(exc)}") from exc
 
 
 def to_bytes(value: object) -> bytes:
@@ -204,7 +212,7 @@ def load_exception(payload: Payload) -> BaseException:
     """
     try:
         loaded = loads(payload)
-    except Exception as exc:
+    except BaseException as exc:
         raise UnexpectedResponse("Expected an exception, got something unreadable") from exc
     match loaded:
         case (str() as summary, bytes() | bytearray() as graph):
@@ -365,7 +373,7 @@ def _dump_graph(exc: BaseException, replaced: Mapping[int, Reduction]) -> Payloa
     try:
         payload = _dump(remote_exception.tied(exc)[::-1], replaced=replaced)
         loaded = loads(payload)[-1]
-    except Exception:
+    except BaseException:
         return None
     return payload if isinstance(loaded, BaseException) else None
 
@@ -374,7 +382,7 @@ def _dump_degraded(exc: BaseException) -> Payload | None:
     try:
         culprits = [each for each in remote_exception.tied(exc) if not _survives_alone(each)]
         replaced = {id(each): remote_exception.degrade(each, _survives) for each in culprits}
-    except Exception:
+    except BaseException:
         return None
     return _dump_graph(exc, replaced)
 
@@ -382,7 +390,7 @@ def _dump_degraded(exc: BaseException) -> Payload | None:
 def _survives(value: object, replaced: Mapping[int, Reduction] | None = None) -> bool:
     try:
         loads(_dump(value, replaced=replaced))
-    except Exception:
+    except BaseException:
         return False
     return True
 
@@ -390,7 +398,7 @@ def _survives(value: object, replaced: Mapping[int, Reduction] | None = None) ->
 def _survives_alone(exc: BaseException) -> bool:
     try:
         reduction = remote_exception.reduce(exc, alone=True)
-    except Exception:
+    except BaseException:
         return False
     return _survives(exc, {id(exc): reduction})
 
@@ -398,7 +406,7 @@ def _survives_alone(exc: BaseException) -> bool:
 def _load_graph(graph: Payload, summary: str) -> object:
     try:
         return loads(graph)[-1]
-    except Exception as exc:
+    except BaseException as exc:
         error = RuntimeError(f"{summary} (an exception that could not be loaded here)")
         error.__cause__ = exc
         return error

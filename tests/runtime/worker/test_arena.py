@@ -279,6 +279,7 @@ def test_offer_that_leads_elsewhere(pair: Pair) -> None:
     [
         (Segment(), "0 parts and 0 forms"),
         (Segment(sizes=[1, 2], forms=b""), "2 parts and 0 forms"),
+        (Segment(sizes=[0] * 2000, forms=bytes(1999)), "2,000 parts"),
         (Segment(sizes=[LIMIT + 1]), "exceeds"),
         (Segment(sizes=[LIMIT, LIMIT], forms=b"\0"), "exceeds"),
         (Segment(offset=4096, sizes=[LIMIT]), "reaches beyond the end"),

@@ -99,6 +99,81 @@ async def test_task_of_a_routine_that_raises_system_exit(
     assert isinstance(routines.kept.pop().exception(), SystemExit)
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+async def test_callback_of_a_routine_that_raises_what_ends_a_process(
+    connection: WorkerConnection, kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "wool.executor"):
+        other = asyncio.create_task(call(connection, routines.nap, 0.1))
+        assert await call(connection, routines.spawn_callback, kind) == "still here"
+        assert await other == 0.1
+    assert "tried to end the worker" in caplog.text
+
+
+async def test_routine_that_stops_its_loop(connection: WorkerConnection) -> None:
+    other = asyncio.create_task(call(connection, routines.nap, 0.1))
+    assert await call(connection, routines.stop_loop) == "still here"
+    assert await other == 0.1
+
+
+FATAL = pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+WHEN = pytest.mark.parametrize("when", ["pickled", "unpickled"])
+
+
+@FATAL
+async def test_argument_that_raises_what_ends_a_process(
+    connection: WorkerConnection, kind: type[BaseException]
+) -> None:
+    """Pickled, it raises in whoever makes the call, as it would in a call of `pickle.dumps`."""
+    with pytest.raises(kind, match="sprung"):
+        await call(connection, routines.echo, routines.Trap(kind, "pickled"))
+    with pytest.raises(RuntimeError, match=f"unpickling raised {kind.__name__}: sprung"):
+        await call(connection, routines.echo, routines.Trap(kind, "unpickled"))
+    assert await call(connection, routines.echo, "good") == "good"
+
+
+@FATAL
+@WHEN
+@pytest.mark.parametrize("routine", [routines.set_trap, routines.set_traps])
+async def test_value_that_raises_what_ends_a_process(
+    connection: WorkerConnection, routine: Any, kind: type[BaseException], when: str
+) -> None:
+    by = "routine" if when == "pickled" else "unpickling"
+    with pytest.raises(RuntimeError, match=f"{by} raised {kind.__name__}: sprung"):
+        await call(connection, routine, kind, when)
+    assert await call(connection, routines.echo, "good") == "good"
+
+
+@FATAL
+@WHEN
+async def test_exception_that_raises_what_ends_a_process(
+    connection: WorkerConnection, kind: type[BaseException], when: str
+) -> None:
+    """Its type arrives, if not what it has to say."""
+    with pytest.raises(routines.TrapError):
+        await call(connection, routines.throw_trap, kind, when)
+    assert await call(connection, routines.echo, "good") == "good"
+
+
+@FATAL
+@WHEN
+async def test_what_a_stream_is_sent_raises_what_ends_a_process(
+    connection: WorkerConnection, kind: type[BaseException], when: str
+) -> None:
+    trap = routines.Trap(kind, when)
+    stream = await connection.dispatch(task_of(routines.parrot))
+    assert await anext(stream) is None
+    with pytest.raises(kind if when == "pickled" else RuntimeError, match="sprung"):
+        await stream.asend(trap)
+    await stream.aclose()
+    stream = await connection.dispatch(task_of(routines.parrot))
+    assert await anext(stream) is None
+    with pytest.raises(routines.TrapError):
+        await stream.athrow(routines.TrapError(kind, when))
+    await stream.aclose()
+    assert await call(connection, routines.echo, "good") == "good"
+
+
 async def test_routine_that_cancels_itself(connection: WorkerConnection) -> None:
     """The caller sees the cancellation, and is not being cancelled. A20."""
     with pytest.raises(asyncio.CancelledError):

@@ -273,6 +273,24 @@ def test_chunk_beyond_the_limit_is_refused_before_room_is_made(ahead: list[Chunk
     assert not assemblies.discard(7)
 
 
+def test_payloads_under_way_are_bounded_in_all() -> None:
+    """Parts count for something even if they are empty, and no more when they have been taken."""
+    assemblies = Assemblies(100, 4 * OVERHEAD + 100)
+    assemblies.add(1, chunk(0, 100, b"x" * 100))
+    assemblies.add(2, chunk(0, 0, b""))
+    assemblies.add(2, chunk(1, 0, b""))
+    assemblies.add(3, chunk(0, 0, b""))
+
+    with pytest.raises(UnexpectedResponse, match="payloads under way exceed 1,124 bytes"):
+        assemblies.add(4, chunk(0, 0, b""))
+
+    assemblies.take(1, Message(chunked=True))
+    assemblies.discard(3)
+    assemblies.add(5, chunk(0, 100, b""))
+    with pytest.raises(UnexpectedResponse, match="under way"):
+        assemblies.add(6, chunk(0, 100, b""))
+
+
 @pytest.mark.parametrize("chunks", [[], [chunk(0, 2, b"x")]], ids=["nothing", "half"])
 def test_incomplete_payload_is_refused(chunks: list[Chunk]) -> None:
     assemblies = Assemblies(100)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
+import grpc.aio
 import pytest
 
 from tests import wire_routines as routines
@@ -23,8 +24,11 @@ from tests.runtime.worker.peers import (
     working,
 )
 from tests.support import eventually
-from wool.protocol import Chunk, Request
+from wool import protocol
+from wool.protocol import Chunk, Request, StopRequest
 from wool.runtime import serializer
+from wool.runtime.worker import service as service_module
+from wool.runtime.worker.executor import REQUESTS
 from wool.runtime.worker.framing import CHUNK, HIGH_WATER
 
 if TYPE_CHECKING:
@@ -139,12 +143,17 @@ async def test_chunks_of_a_value_that_is_cancelled(client: RawClient) -> None:
         lambda: [Request(call=7)],
         lambda: [Request(call=7, chunk=Chunk(part=1))],
         lambda: [Request(call=7, chunk=Chunk(size=10**9))],
+        lambda: [Request(call=n, chunk=Chunk(size=100 * MIB)) for n in range(7, 16)],
         lambda: [Request(call=7, send={"chunked": True})],
         lambda: [Request(call=7, task={"callable": {"number": 5}})],
+        lambda: [Request(task={"callable": {"number": 257, "content": b"x"}})],
         lambda: [Request(call=7, task={})],
         lambda: [task_frame(1, routines.noop)],
     ],
-    ids=["no kind", "chunk", "size", "incomplete", "undefined", "no callable", "twice"],
+    ids=[
+        *("no kind", "chunk", "size", "under way", "incomplete"),
+        *("undefined", "number", "no callable", "twice"),
+    ],
 )
 async def test_client_that_breaks_the_protocol(
     worker: Serving, client: RawClient, requests: Callable[[], list[Request]]
@@ -158,6 +167,31 @@ async def test_client_that_breaks_the_protocol(
         await client.ended()
         await eventually(lambda: "innocent ended" in routines.log)
         assert await call(other, routines.echo, "good") == "good"
+
+
+async def test_client_that_sends_no_batch(
+    worker: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with grpc.aio.insecure_channel(worker.address) as channel:
+        stream: Any = channel.stream_stream(protocol.DISPATCH)(metadata=protocol.versions())
+        await stream.write(b"\xff\xff\xff")
+        assert await stream.read() is grpc.aio.EOF
+        del stream
+    assert "A client broke the protocol and is cut off: Error parsing message" in caplog.text
+    await eventually(lambda: not worker.service._sessions)
+
+
+async def test_client_that_asks_more_of_a_call_than_it_can(client: RawClient) -> None:
+    await client.write(task_frame(1, routines.sleep, "asked"))
+    await client.reply(1, to="ack")
+    await client.write(*(request(1, "next") for _ in range(REQUESTS)))
+    await client.write(task_frame(2, routines.noop))
+    await client.reply(2)
+    assert routines.log == ["asked started"]
+    await client.write(*(request(1, "next") for _ in range(REQUESTS)))
+    error = serializer.load_exception(_payload(await client.reply(1)))
+    assert isinstance(error, asyncio.CancelledError)
+    assert routines.log == ["asked started", "asked ended"]
 
 
 async def test_client_that_ends_without_farewell(client: RawClient) -> None:
@@ -209,6 +243,26 @@ async def test_client_that_never_reads_stalls(worker: Serving) -> None:
         await eventually(lambda: session._crowded())
         assert session._outbox.size < HIGH_WATER + 20 * MIB
     await eventually(lambda: not worker.service._sessions)
+
+
+async def test_client_that_never_reads_keeps_no_worker_from_stopping(
+    worker: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not begun for want of room is given back, what was is cancelled."""
+    monkeypatch.setattr(service_module, "FAREWELL", 0.1)
+    async with raw(worker.address) as client:
+        await client.stream.initial_metadata()
+        ahead = task_frame(1, routines.pieces, 100_000, 10**9, "ahead")
+        ahead.task.prefetch = 2**32 - 1
+        await client.write(ahead, *(task_frame(n, routines.make, 100_000) for n in range(2, 1000)))
+        await eventually(lambda: [s for s in worker.service._sessions if s._crowded()])
+        (session,) = worker.service._sessions
+        assert session._exchange.pending
+        async with asyncio.timeout(10):
+            await worker.service.stop(StopRequest(timeout=0.1))
+        assert not session._exchange.pending
+        assert "ahead ended" in routines.log
+        assert len(routines.log) < 500
 
 
 async def test_client_that_reads_late_gets_everything(worker: Serving) -> None:

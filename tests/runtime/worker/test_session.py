@@ -23,12 +23,16 @@ from tests.runtime.worker.peers import (
 )
 from tests.support import eventually
 from wool.protocol import Chunk, Response
-from wool.runtime.errors import PayloadTooLarge, TransientRpcError, WorkerLost
+from wool.runtime.errors import (
+    PayloadTooLarge,
+    TransientRpcError,
+    UnexpectedResponse,
+    WorkerLost,
+)
 from wool.runtime.routine.task import LARGEST_DEFINITION
 from wool.runtime.worker import session as session_module
 from wool.runtime.worker.base import ChannelOptions
-from wool.runtime.worker.framing import BATCH, CHUNK, HIGH_WATER
-from wool.runtime.worker.session import DEFINITIONS
+from wool.runtime.worker.framing import BATCH, CHUNK, DEFINITIONS, HIGH_WATER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -235,6 +239,41 @@ async def test_worker_that_does_not_read_stalls_the_writer() -> None:
         assert session._outbox.size == session._small_gate._granted == 0
 
 
+async def test_values_sent_to_streams_wait_for_room() -> None:
+    """As many of the largest as there are streams would be too much for the worker."""
+    options = ChannelOptions(max_receive_message_length=2 * CHUNK)
+    resume = asyncio.Event()
+
+    async def script(dialogue: Dialogue) -> AsyncIterator[ResponseBatch]:
+        for _ in range(20):
+            number = (await dialogue.kind("task")).call
+            yield frames(Response(call=number, item=payload(None)))
+        await resume.wait()
+        for _ in range(20):
+            number = (await dialogue.kind("send")).call
+            yield frames(
+                Response(call=number, item=payload("heard")), Response(call=number, done=True)
+            )
+        await dialogue.end()
+        yield LAST
+
+    async with (
+        served(Scripted(script)) as address,
+        connected(address, options=options) as connection,
+    ):
+        streams = [await connection.dispatch(task_of(routines.talk, "")) for _ in range(20)]
+        for stream in streams:
+            await anext(stream)
+        sending = [asyncio.create_task(stream.asend(bytes(2 * CHUNK - 100))) for stream in streams]
+        session = session_of(connection)
+        await eventually(lambda: session._large_gate._queue)
+        assert session._outbox.large + session._large_gate._granted < 4 * CHUNK
+        resume.set()
+        assert await asyncio.gather(*sending) == ["heard"] * 20
+        for stream in streams:
+            await stream.aclose()
+
+
 async def test_close_wakes_those_who_wait_for_room() -> None:
     async def script(dialogue: Dialogue) -> AsyncIterator[ResponseBatch]:
         await asyncio.Event().wait()
@@ -339,6 +378,21 @@ async def test_worker_leaves_in_order() -> None:
         assert lost == [True]
 
 
+async def test_worker_that_stays_after_its_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "FAREWELL", 0.1)
+
+    async def script(dialogue: Dialogue) -> AsyncIterator[ResponseBatch]:
+        await dialogue.kind("task")
+        while True:
+            yield LAST
+            await asyncio.sleep(0.01)
+
+    async with served(Scripted(script)) as address, connected(address) as connection:
+        async with asyncio.timeout(10):
+            with pytest.raises(WorkerLost, match="the worker has stopped"):
+                await call(connection, routines.noop)
+
+
 @pytest.mark.parametrize(
     ("response", "reason"),
     [
@@ -354,6 +408,37 @@ async def test_worker_that_breaks_the_protocol(
     async with served(saying(response)) as address, connected(address) as connection:
         with pytest.raises(WorkerLost, match=reason):
             await call(connection, routines.noop)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (5, UnexpectedResponse),
+        ("text", UnexpectedResponse),
+        (ValueError, UnexpectedResponse),
+        (("summary", b"garbage"), RuntimeError),
+        (SystemExit(3), UnexpectedResponse),
+        (KeyboardInterrupt(), UnexpectedResponse),
+        (GeneratorExit(), UnexpectedResponse),
+        (StopIteration(1), RuntimeError),
+        (routines.Trap(SystemExit, "unpickled"), UnexpectedResponse),
+        (routines.Trap(KeyboardInterrupt, "unpickled"), UnexpectedResponse),
+        (routines.Trap(LookupError, "unpickled"), UnexpectedResponse),
+    ],
+    ids=[
+        *("number", "text", "class", "unreadable", "SystemExit", "KeyboardInterrupt"),
+        *("GeneratorExit", "StopIteration", "exits", "interrupts", "raises"),
+    ],
+)
+async def test_worker_that_sends_an_exception_that_is_none(
+    value: object, expected: type[Exception]
+) -> None:
+    """A22."""
+    worker = saying(lambda n: Response(call=n, exception=payload(value)))
+    async with served(worker) as address, connected(address) as connection:
+        with pytest.raises(expected) as caught:
+            await call(connection, routines.noop)
+        assert type(caught.value) is expected
 
 
 async def test_frames_of_unknown_calls_are_ignored() -> None:

@@ -240,6 +240,8 @@ class Window:
             raise UnexpectedResponse(
                 f"a segment has {len(segment.sizes)} parts and {len(segment.forms)} forms"
             )
+        if len(segment.sizes) > MOST_BUFFERS + 1:
+            raise UnexpectedResponse(f"a segment has {len(segment.sizes):,} parts")
         size = sum(segment.sizes)
         if size > self._limit:
             raise UnexpectedResponse(f"a segment of {size:,} bytes exceeds {self._limit:,}")

@@ -25,6 +25,7 @@ from wool.runtime.routine import task as task_module
 from wool.runtime.routine.task import Task, is_generator, load_proxy, split_callable, within
 from wool.runtime.serializer import Payload
 from wool.runtime.worker.arena import WORTHWHILE, in_turns
+from wool.runtime.worker.framing import OVERHEAD, pause
 from wool.runtime.worker.relay import Relay
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ GIVEN_BACK = "it was withdrawn before it ran"
 REPLIES = 64
 """How many replies may wait for the rest of what runs in one turn of the loop."""
 
+REQUESTS = 64
+"""How much of what a client asks of a call may wait for its routine. Some three is all there is."""
+
 
 class RoutineLoop:
     """An event loop on a thread of its own."""
@@ -53,6 +57,7 @@ class RoutineLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._ending = False
         self._thread = threading.Thread(target=self._main, name="wool routines", daemon=True)
 
     @property
@@ -90,14 +95,14 @@ class RoutineLoop:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=deadline - self.loop.time())
+        self._ending = True
         self.loop.stop()
 
     def _main(self) -> None:
         asyncio.set_event_loop(self.loop)
-        while True:
+        while not self._ending:
             try:
                 self.loop.run_forever()
-                break
             except (SystemExit, KeyboardInterrupt):
                 logger.exception("A task that a routine has started tried to end the worker")
         for task in asyncio.all_tasks(self.loop):
@@ -147,14 +152,30 @@ class Arrival:
         return Task.decode(self.header, function, proxy, arguments)
 
 
+def reply_size(payload: Body) -> int:
+    """What a reply that waits counts for, in bytes."""
+    if payload is None:
+        return OVERHEAD
+    return OVERHEAD + (payload.size if isinstance(payload, Payload) else payload.ByteSize())
+
+
 @dataclass(slots=True)
 class Exchange:
-    """What the two loops share of a session. `collect` is called, here, when replies wait."""
+    """What the two loops share of a session.
+
+    `collect` is called, here, when replies wait. `crowded` tells whether more of them wait for the
+    client than may; if `stalled`, someone here waits for the end of that. Each of `replies` comes
+    with its size; `replied` and `collected` are the bytes that have gone in and come out.
+    """
 
     collect: Callable[[], object]
+    crowded: Callable[[], bool]
+    stalled: bool = False
+    replied: int = 0
+    collected: int = 0
     pending: dict[int, Arrival] = field(default_factory=dict)
     mail: deque[tuple[int, str, Any]] = field(default_factory=deque)
-    replies: deque[tuple[int, str, Body]] = field(default_factory=deque)
+    replies: deque[tuple[int, str, Body, int]] = field(default_factory=deque)
 
 
 class Runner:
@@ -187,6 +208,8 @@ class Runner:
         self._unacknowledged: dict[int, None] = {}
         self._flushing = False
         self._context = context
+        self._stalled: deque[asyncio.Future[None]] = deque()
+        self._closing = False
 
     def receive(self) -> None:
         """Take what has arrived."""
@@ -243,7 +266,9 @@ class Runner:
 
     def reply(self, call: int, kind: str, payload: Body = None) -> None:
         self._unacknowledged.pop(call, None)
-        self._exchange.replies.append((call, kind, payload))
+        size = OVERHEAD if payload is None else reply_size(payload)
+        self._exchange.replies.append((call, kind, payload, size))
+        self._exchange.replied += size
         if len(self._exchange.replies) % REPLIES == 0:
             self._exchange.collect()
         self._schedule()
@@ -256,10 +281,39 @@ class Runner:
     def _flush(self) -> None:
         self._flushing = False
         for call in self._unacknowledged:
-            self._exchange.replies.append((call, "ack", None))
+            self._exchange.replies.append((call, "ack", None, OVERHEAD))
+            self._exchange.replied += OVERHEAD
         self._unacknowledged.clear()
         if self._exchange.replies:
             self._exchange.collect()
+
+    async def room(self) -> None:
+        """Return when no more replies wait for the client than may."""
+        while self.crowded:
+            turn = self.loop.create_future()
+            self._stalled.append(turn)
+            self._exchange.stalled = True
+            if not self.crowded:  # Who makes room looks at `stalled` after that, so look again.
+                self.go_on()
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self.go_on()
+                raise
+        self.go_on()  # The next one looks when this one has done its step.
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more replies wait for the client than may."""
+        return self._exchange.crowded() and not self._closing
+
+    def go_on(self) -> None:
+        """There may be room for more replies: let whoever has waited longest see."""
+        while self._stalled:
+            turn = self._stalled.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
 
     def finished(self, call: int, execution: Execution) -> None:
         self._running.pop(call, None)
@@ -273,6 +327,8 @@ class Runner:
 
     async def close(self) -> None:
         """Cancel what runs, unless it was cancelled already, and wait for its end."""
+        self._closing = True
+        self.go_on()  # One after the other.
         try:
             while self._running:
                 executions = list(self._running.values())
@@ -344,9 +400,17 @@ class Execution:
         elif kind == "close" and not self._prefetch and not self._yielded:
             self.cancel()
         else:
-            self._requests.append((kind, body))
-            if self._arrived is not None and not self._arrived.done():
-                self._arrived.set_result(None)
+            self._queue(kind, body)
+
+    def _queue(self, kind: str, body: Any) -> None:
+        if len(self._requests) >= REQUESTS:
+            if not self.cancelled:
+                logger.warning("A client asks %s for more than it can, and it is ended", self.tag)
+                self.cancel()
+            return
+        self._requests.append((kind, body))
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
 
     def stop(self) -> None:
         """Cancel it as the worker stops; so does, then, whoever waits for it, by the same token."""
@@ -362,6 +426,8 @@ class Execution:
         return self._arrived is None
 
     async def _run(self) -> None:
+        if self._runner.crowded:
+            await self._runner.room()
         self._entered = True
         try:
             await self._execute(self._runner.claim(self._call))
@@ -448,6 +514,10 @@ class Execution:
                         self._send("cancelling")
                         return
                     wanted += body
+                if self._runner.crowded:
+                    await self._runner.room()
+                elif not wanted % REPLIES:
+                    await pause(1)  # Its steps may be such that nothing else runs.
                 value = await within(task.timeout, anext(generator), task.callable)
                 if self._closed:
                     return

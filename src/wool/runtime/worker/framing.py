@@ -11,6 +11,7 @@ worker holds back what follows one.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -30,6 +31,15 @@ HIGH_WATER = 4 * 1024 * 1024
 
 Of large payloads as much may wait as the largest may be, and small frames don't wait for them.
 """
+
+UNDER_WAY = 8
+"""How many of the largest payloads may be under way from a client, in pieces.
+
+It begins another while less than one waits, and they take turns, so that four are all there can be.
+"""
+
+DEFINITIONS = 256
+"""How many callables and proxies a session keeps numbers for."""
 
 FEW = 8
 """How many calls may be under way before a writer lets others add to what it is about to write.
@@ -268,11 +278,14 @@ def write_payload(message: protocol.Payload, payload: Payload | protocol.Segment
 class Assemblies:
     """Payloads under way from the peer, by call.
 
-    `limit` is the largest one, in bytes; a piece that doesn't fit raises `UnexpectedResponse`.
+    `limit` is the largest one, in bytes, `total` what all of them may come to, with an overhead for
+    each part; a piece that doesn't fit raises `UnexpectedResponse`.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, total: float = math.inf) -> None:
         self._limit = limit
+        self._total = total
+        self._room = total
         self._assemblies: dict[int, _Assembly] = {}
 
     def add(self, call: int, chunk: protocol.Chunk) -> None:
@@ -281,6 +294,10 @@ class Assemblies:
             if assembly.size + chunk.size > self._limit:
                 self.discard(call)
                 raise UnexpectedResponse(f"payload of call {call} exceeds {self._limit:,} bytes")
+            if chunk.size + OVERHEAD > self._room:
+                self.discard(call)
+                raise UnexpectedResponse(f"payloads under way exceed {self._total:,} bytes")
+            self._room -= chunk.size + OVERHEAD
             assembly.begin(chunk)
         if chunk.part != len(assembly.parts) - 1 or not assembly.append(chunk.data):
             self.discard(call)
@@ -288,17 +305,23 @@ class Assemblies:
 
     def discard(self, call: int) -> bool:
         """Forget what came of it; tells whether anything had."""
-        return self._assemblies.pop(call, None) is not None
+        return self._pop(call) is not None
 
     def take(self, call: int, message: protocol.Payload) -> Payload:
         """The payload that a frame of `call` carries or refers to."""
         if not message.chunked:
             return Payload.received(message.data, message.buffers, message.forms)
-        assembly = self._assemblies.pop(call, None)
+        assembly = self._pop(call)
         if assembly is None or not assembly.parts or not assembly.complete:
             raise UnexpectedResponse(f"payload of call {call} is incomplete")
         data, *buffers = (part.take() for part in assembly.parts)
         return Payload(data, tuple(buffers))
+
+    def _pop(self, call: int) -> _Assembly | None:
+        assembly = self._assemblies.pop(call, None)
+        if assembly is not None:
+            self._room += assembly.size + OVERHEAD * len(assembly.parts)
+        return assembly
 
 
 class _Assembly:

@@ -4,9 +4,10 @@ A session's requests are read by one task, its responses are written by the RPC'
 async generator; between the two stands the routine loop, which runs the tasks (see `executor`).
 This half never waits for that loop to decide anything: it refuses tasks while the worker drains or
 is full (see `backpressure`), gives back those that the routine loop has not taken, and reads on
-unless more responses than may (see `framing`) wait for a client that doesn't read. The session of
-the routine loop with its own worker is the exception: there is no gRPC in it (see `loopback`), and
-both halves are on that loop.
+unless more responses than may (see `framing`) wait for a client that doesn't read. Until it reads,
+no more of its tasks are begun either, nor do its streams that run ahead go on. The session of the
+routine loop with its own worker is the exception: there is no gRPC in it (see `loopback`), and both
+halves are on that loop.
 
 Input that ends without `last` is a lost client, and what runs for it is cancelled. A session that
 ends in order is left by the side that goes first with `last`; the handler returns only when the
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 import wool
 from wool import protocol
@@ -46,13 +48,16 @@ from wool.runtime.worker.executor import (
     Execution,
     RoutineLoop,
     Runner,
+    reply_size,
 )
 from wool.runtime.worker.framing import (
     CHUNK,
+    DEFINITIONS,
     FEW,
     GATHERING,
     HIGH_WATER,
     TERMINAL,
+    UNDER_WAY,
     Assemblies,
     LargePayload,
     Outbox,
@@ -101,9 +106,8 @@ class _Session:
         self._group = group
         self._loop = asyncio.get_running_loop()
         here = self._loop is service.routines.loop
-        self._exchange = Exchange(
-            self._collect if here else partial(service.replies.post, self._collect)
-        )
+        collect = self._collect if here else partial(service.replies.post, self._collect)
+        self._exchange = Exchange(collect, self._crowded)
         self._post = _call if here else service.routines.post
         context = contextvars.Context()
         context.run(wool.__proxy_pool__.set, service.proxies)
@@ -122,11 +126,13 @@ class _Session:
         )
         self._limit = None if here else service.limit
         self._limited: set[int] = set()
-        self._assemblies = Assemblies(service.options.max_receive_message_length)
+        largest = service.options.max_receive_message_length
+        self._assemblies = Assemblies(largest, UNDER_WAY * largest)
         self._definitions: dict[int, Definition] = {}
         self._outbox = Outbox(protocol.ResponseBatch)
         self._open: set[int] = set()
-        self._behind: dict[int, list[tuple[str, Payload | protocol.Segment | None]]] = {}
+        self._behind: dict[int, list[tuple[str, Body]]] = {}
+        self._held_back = 0
         self._finishing = False
         self._last = False
         self._client_left = False
@@ -146,8 +152,8 @@ class _Session:
         try:
             async for batch in requests:
                 await self.take(batch)
-        except UnexpectedResponse as exc:
-            logger.warning("A client broke the protocol and is cut off: %s", str(exc))
+        except (UnexpectedResponse, DecodeError, MemoryError) as exc:
+            logger.warning("A client broke the protocol and is cut off: %s", str(exc) or repr(exc))
             self.lose()
         finally:
             self.end_of_input()
@@ -173,7 +179,15 @@ class _Session:
 
     def _crowded(self) -> bool:
         largest = self._service.options.max_send_message_length
-        return self._outbox.small > HIGH_WATER or self._outbox.large > largest
+        on_its_way = self._exchange.replied - self._exchange.collected
+        small = self._outbox.small + self._held_back + on_its_way
+        return small > HIGH_WATER or self._outbox.large > largest
+
+    def _let_go_on(self) -> None:
+        """Let routines that are ahead of the client know if there is room for more."""
+        if self._exchange.stalled and not self._crowded():
+            self._exchange.stalled = False
+            self._post(self._runner.go_on)
 
     def _receive(self, frame: protocol.Request) -> None:
         call = frame.call
@@ -236,6 +250,8 @@ class _Session:
             except KeyError:
                 raise UnexpectedResponse(f"number {message.number} was not defined") from None
         definition = Definition(message.content, message.reusable)
+        if message.number > DEFINITIONS:
+            raise UnexpectedResponse(f"number {message.number} is beyond {DEFINITIONS}")
         if message.number:
             self._definitions[message.number] = definition
         return definition
@@ -258,7 +274,10 @@ class _Session:
     def _collect(self) -> None:
         replies = self._exchange.replies
         while replies:
-            self._put(*replies.popleft())
+            call, kind, payload, size = replies.popleft()
+            self._exchange.collected += size
+            self._put(call, kind, payload)
+        self._let_go_on()
 
     def _put(self, call: int, kind: str, payload: Body) -> None:
         if isinstance(payload, protocol.Nack):
@@ -273,6 +292,7 @@ class _Session:
             return
         if call in self._behind:
             self._behind[call].append((kind, payload))
+            self._held_back += reply_size(payload)
         elif payload is None:
             setattr(self._outbox.add(call), kind, True)
         elif isinstance(payload, Payload) and payload.size > CHUNK:
@@ -288,6 +308,7 @@ class _Session:
     def _finish_large(self, kind: str, frame: protocol.Response) -> None:
         getattr(frame, kind).chunked = True
         for later in self._behind.pop(frame.call):
+            self._held_back -= reply_size(later[1])
             self._put(frame.call, *later)
 
     def _refuse(self, call: int, reason: str, code: int = 0) -> None:
@@ -329,7 +350,9 @@ class _Session:
                     await pause(GATHERING)
                 if self._outbox:
                     self._readable.set()
-                    yield self._outbox.next()[0]
+                    batch = self._outbox.next()[0]
+                    self._let_go_on()
+                    yield batch
                 elif self._finishing and farewell is None:
                     farewell = self._loop.call_later(FAREWELL, self.lose)
                     yield protocol.ResponseBatch(last=True)

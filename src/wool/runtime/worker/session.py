@@ -52,6 +52,7 @@ from wool.runtime.worker.call import Call, Stage
 from wool.runtime.worker.fetches import Fetches
 from wool.runtime.worker.framing import (
     CHUNK,
+    DEFINITIONS,
     FEW,
     GATHERING,
     HIGH_WATER,
@@ -79,13 +80,10 @@ HEARTBEAT = 10.0
 """Seconds of silence after which a worker is asked whether its routine loop runs."""
 
 FAREWELL = 5.0
-"""Seconds that a worker may take to answer the end of a session."""
+"""Seconds that a worker may take to answer the end of a session, or to end it after its own."""
 
 RELEASE_DELAY = 0.005
 """Seconds that a `release` may wait for a frame to leave with."""
-
-DEFINITIONS = 256
-"""How many callables and proxies a session keeps numbers for."""
 
 
 class StreamLike(Protocol):
@@ -329,6 +327,9 @@ class Session:
             raise PayloadTooLarge(
                 f"The value sent to {call.tag}", payload.size, "max_receive_message_length", limit
             )
+        gate = self._gate(payload.size)
+        if gate.crowded:
+            await gate.enter(payload.size)
         segment = await self._place(call.number, payload)
         if call.stage is Stage.ENDED:
             self._free(call.number)
@@ -414,14 +415,18 @@ class Session:
 
     async def _read(self) -> None:
         reason = "the worker closed the connection without a farewell"
+        parted = False
         try:
             while isinstance(batch := await self._stream.read(), protocol.ResponseBatch):
                 self._heard = True
                 for frame in batch.frames:
                     self._receive(frame)
-                if batch.last:
+                if batch.last and not parted:
+                    parted = True
                     reason = "the worker has stopped"
                     self._part(reason)
+                    self._timer.cancel()
+                    self._timer = self.loop.call_later(FAREWELL, self._stream.cancel)
         except grpc.aio.AioRpcError as exc:
             reason = exc.details() or exc.code().name
         except UnexpectedResponse as exc:
@@ -434,7 +439,8 @@ class Session:
                 self._abandon_calls()  # The end of `asyncio.run` cancels this task, too.
                 self._unshare()
                 raise
-            reason = "the call was cancelled by gRPC"
+            if not parted:
+                reason = "the call was cancelled by gRPC"
         await self._lose(reason)
 
     def _receive(self, frame: protocol.Response) -> None:
