@@ -151,6 +151,21 @@ async def test_reaping_that_is_cancelled_goes_on_to_the_end(process: WorkerProce
     assert not directory_of(process).exists()
 
 
+async def test_reaping_goes_on_when_every_task_is_cancelled(process: WorkerProcess) -> None:
+    """As at the end of `asyncio.run`, which a second Ctrl-C brings about."""
+    os.kill(id_of(process), signal.SIGSTOP)
+    me = asyncio.current_task()
+    reaping = asyncio.create_task(process.reap(600))
+    await asyncio.sleep(0)
+    for _ in range(2):
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {me}:
+            task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reaping
+    assert not process.alive
+
+
 async def test_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     for cancellations in (1, 2, 3):
         process = WorkerProcess(uid=uuid4())

@@ -243,19 +243,22 @@ class WorkerProcess:
                 self._lock = None
 
     async def _await_end(self, process: asyncio.subprocess.Process, timeout: float | None) -> None:
-        # Not `_exited`, which the end of `asyncio.run` cancels before those who clean up.
-        exited = asyncio.create_task(process.wait(), name="wool worker end")
         cancelled: asyncio.CancelledError | None = None
         steps = iter([(timeout, process.terminate), (TERMINATE_TIMEOUT, process.kill)])
-        while not exited.done():
+        while process.returncode is None:
+            # Not `_exited`, and anew: the end of `asyncio.run` cancels tasks before this is over.
+            exited = asyncio.create_task(process.wait(), name="wool worker end")
             patience, signal = next(steps, (None, None))
             try:
                 await asyncio.wait([exited], timeout=patience)
             except asyncio.CancelledError as exc:
                 cancelled = exc
-            if patience and cancelled is None and not exited.done():
+            finally:
+                exited.cancel()
+            alive = process.returncode is None
+            if patience and cancelled is None and alive:
                 logger.warning("Worker process %s has not ended in %s s", process.pid, patience)
-            if signal is not None and not exited.done():
+            if signal is not None and alive:
                 with contextlib.suppress(ProcessLookupError):
                     signal()
         if cancelled is not None:
