@@ -218,6 +218,18 @@ class TestPublisher:
         assert consumer.types == ["worker-added", "worker-dropped"]
         assert list(path.iterdir()) == []
 
+    def test_publisher_of_a_loop_that_has_ended_withdraws_when_it_is_collected(
+        self, namespace: str, path: Path
+    ) -> None:
+        async def announce() -> None:
+            publisher = await LocalDiscovery(namespace).publisher.__aenter__()
+            await publisher.publish("worker-added", make_worker())
+            assert path.exists()
+
+        asyncio.run(announce())
+        gc.collect()
+        assert not path.exists()
+
     async def test_leave_when_directory_is_gone(
         self, discovery: LocalDiscovery, path: Path
     ) -> None:

@@ -20,9 +20,12 @@ class Descriptor:
 
     def __init__(self, path: str, flags: int) -> None:
         self.path = path
+        self.fd = -1
+        self._announces = False
         self.fd = os.open(path, flags, 0o600)
 
     def __del__(self) -> None:
+        self.withdraw()
         self.close()
 
     def lock(self) -> bool:
@@ -42,12 +45,24 @@ class Descriptor:
         """Whether what was opened is nowhere any more."""
         return os.fstat(self.fd).st_nlink == 0
 
-    def withdraw_at_exit(self) -> None:
-        """Remove the file when the interpreter exits, if it is open then and still in its place."""
+    def announce(self) -> None:
+        """Remove the file if this is open and the file in its place when nobody is left to do so.
+
+        That is when this is collected, or the interpreter exits.
+        """
+        self._announces = True
         _owned.add(self)
 
+    def withdraw(self) -> None:
+        """Remove the file, if this announces it, and the directories that are empty then."""
+        with suppress(OSError):
+            if self._announces and self.fd >= 0 and self.is_at(self.path):
+                os.unlink(self.path)
+                os.rmdir(os.path.dirname(self.path))
+                os.rmdir(os.path.dirname(os.path.dirname(self.path)))
+
     def close(self) -> None:
-        fd, self.fd = getattr(self, "fd", -1), -1
+        fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
@@ -68,8 +83,4 @@ os.register_at_fork(after_in_child=_disown)
 def withdraw() -> None:
     """Remove what is still announced when the interpreter exits."""
     for record in list(_owned):
-        with suppress(OSError):
-            if record.fd >= 0 and record.is_at(record.path):
-                os.unlink(record.path)
-                os.rmdir(os.path.dirname(record.path))
-                os.rmdir(os.path.dirname(os.path.dirname(record.path)))
+        record.withdraw()

@@ -189,7 +189,7 @@ class Directory:
             record.close()
             raise
         record.path = path
-        record.withdraw_at_exit()
+        record.announce()
         return record
 
 
