@@ -44,6 +44,7 @@ def main() -> None:
     del sys.argv[1:]
     # Unless routines set up logging, warnings go to standard error, as a program's own would.
     logging.getLogger("wool").handlers.clear()
+    parent = os.getppid()
     code = 1
     try:
         asyncio.run(serve(_configure(control), control, report))
@@ -52,11 +53,21 @@ def main() -> None:
         _report(report, b"!" + f"{type(exc).__name__}: {exc}".encode())
     finally:
         withdraw()
+        if os.getppid() != parent:
+            _sweep()
         logging.shutdown()
         for stream in filter(None, (sys.stdout, sys.stderr)):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
+
+
+def _sweep() -> None:
+    """Remove what the parent, which has died, has announced."""
+    with contextlib.suppress(ImportError, OSError):
+        from wool.runtime.discovery.records import Directory
+
+        Directory("").sweep()
 
 
 def _configure(control: int) -> Configuration:
