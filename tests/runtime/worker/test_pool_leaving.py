@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,9 +16,10 @@ import wool
 from tests.runtime.worker.memory import MemoryDiscovery
 from tests.runtime.worker.routines import block, echo, ended, gone, nap, pid, started
 from tests.support import eventually
-from wool import LocalWorker, WorkerPool, WorkerProxy
+from wool import LocalWorker, RoundRobinLoadBalancer, WorkerPool, WorkerProxy
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from wool import DiscoveryEventType, WorkerMetadata
@@ -298,6 +300,45 @@ async def test_subscriber_that_hangs_when_closed_does_not_hang_leaving(
         pass
     assert "was cut off" in caplog.text
     release.set()
+
+
+class Interrupting(MemoryDiscovery):
+    """A second Ctrl-C comes when its subscriber is closed."""
+
+    @property
+    def subscriber(self) -> Any:
+        return self._events()
+
+    async def _events(self) -> AsyncIterator[Any]:
+        try:
+            yield await asyncio.Event().wait()
+        finally:
+            raise KeyboardInterrupt
+
+
+@asynccontextmanager
+async def interrupting() -> AsyncIterator[RoundRobinLoadBalancer]:
+    """A second Ctrl-C comes when this is left."""
+    yield RoundRobinLoadBalancer()
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "options", [{"discovery": Interrupting()}, {"loadbalancer": interrupting}], ids=list
+)
+def test_interrupt_while_it_is_left_is_raised_when_all_is_gone(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """And asyncio does not report it as well, whichever task happens to run then."""
+
+    async def use() -> None:
+        async with WorkerPool(size=1, **options):
+            await asyncio.sleep(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(use())
+    gc.collect()
+    assert caplog.text == ""
 
 
 async def test_call_that_waits_for_a_worker_ends_when_the_pool_is_left() -> None:

@@ -332,19 +332,19 @@ class WorkerPool:
     async def _shut_down(self, leaving: _Departure) -> None:
         """Take every step, whatever becomes of those before; cancelled, drain no more.
 
-        A cancellation is raised at the end.
+        A cancellation, or an interrupt, is raised at the end.
         """
-        cancelled: asyncio.CancelledError | None = None
+        interruption: BaseException | None = None
         for step in (self._stop_supervising, self._stop_proxy, self._stop_workers):
             try:
                 await step(leaving)
-            except asyncio.CancelledError as exc:
-                leaving.drain = False
-                cancelled = exc
             except Exception:
                 logger.exception("%r was not left in order", self)
-        if cancelled is not None:
-            raise cancelled
+            except BaseException as exc:
+                leaving.drain = False
+                interruption = exc
+        if interruption is not None:
+            raise interruption
 
     async def _stop_supervising(self, leaving: _Departure) -> None:
         for supervisor in self._supervisors:

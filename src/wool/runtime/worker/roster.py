@@ -73,6 +73,7 @@ class Roster:
             self.balancer = balancer
             self._stack = stack.pop_all()
         self._sentinel = self.loop.create_task(self._watch(subscriber), name="wool sentinel")
+        self._sentinel.add_done_callback(_retrieve)
 
     def check_loop(self, proxy: WorkerProxy) -> None:
         if self.loop is not asyncio.get_running_loop():
@@ -266,6 +267,12 @@ class Roster:
             self._revival.cancel()
         when = self.membership.next_revival()
         self._revival = self.loop.call_at(when, self._revive) if when is not None else None
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Don't have asyncio report a Ctrl-C that came when this task was running, and is raised."""
+    if not task.cancelled():
+        task.exception()
 
 
 @asynccontextmanager
