@@ -98,7 +98,13 @@ class Surroundings:
         """What is there besides the files written for the program: processes, sockets, files."""
         expected = self._written | {self.runtime / "wool"}
         places = (self.work, self.runtime, self.temporary)
-        files = {path for place in places for path in place.rglob("*")} - expected
+        # Not `Path.rglob`, which fails when a directory goes meanwhile.
+        files = {
+            Path(directory, name)
+            for place in places
+            for directory, directories, names in os.walk(place)
+            for name in (*directories, *names)
+        } - expected
         return [*map(repr, self.processes()), *map(str, files)]
 
     def processes(self) -> list[psutil.Process]:
