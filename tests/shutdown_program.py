@@ -1,4 +1,4 @@
-"""A program that leaves a pool: `python -m tests.shutdown_program WAY STATE`.
+"""A program that leaves a pool: `python -m tests.shutdown_program WAY STATE LOOP`.
 
 Its standard input is a terminal that becomes its own. It says "ready" when what `STATE` names is
 under way in the pool, and then goes the way named, or waits to be sent it. A routine that goes on
@@ -19,13 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import uvloop
+
 import wool
 from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-WAY, STATE = sys.argv[1:]
+WAY, STATE, LOOP = sys.argv[1:]
 
 held: list[object] = []
 """What is under way, lest it is collected."""
@@ -211,8 +213,8 @@ async def main() -> None:
 if __name__ == "__main__":
     fcntl.ioctl(sys.stdin, termios.TIOCSCTTY, 0)
     if WAY == "loop-closed":
-        loop = asyncio.new_event_loop()
+        loop = uvloop.new_event_loop() if LOOP == "uvloop" else asyncio.new_event_loop()
         loop.run_until_complete(main())
         loop.close()
     else:
-        asyncio.run(main())
+        (uvloop if LOOP == "uvloop" else asyncio).run(main())

@@ -31,6 +31,9 @@ TRACEBACKS = (
     r"(Traceback \(most recent call last\):\n(  .*\n)+\S.*\n(\n(During|The above) .*\n\n)?)+"
 )
 
+SLOW = r"Executing <.*> took [0-9.]+ seconds\n"
+"""What asyncio says in its debug mode, on a machine that is busy."""
+
 
 class Way(NamedTuple):
     """A way out: the exit code and the last line on stderr, and whether workers outlive it."""
@@ -130,7 +133,26 @@ def surroundings() -> Iterator[Surroundings]:
 
 @pytest.mark.parametrize(("way", "state"), CASES)
 async def test_way_out(way: str, state: str, surroundings: Surroundings) -> None:
-    command = ("-W", "error", "-m", "tests.shutdown_program", way, state)
+    await go(surroundings, way, state, "-W", "error")
+
+
+@pytest.mark.parametrize("way", ["end", "interrupted"])
+async def test_way_out_in_development_mode(way: str, surroundings: Surroundings) -> None:
+    """In which asyncio and the interpreter tell of whatever is amiss, in workers too."""
+    await go(surroundings, way, "calls", "-X", "dev", "-W", "error")
+
+
+@pytest.mark.parametrize("way", ["end", "interrupted", "task-left-behind", "never-left"])
+async def test_way_out_on_uvloop(way: str, surroundings: Surroundings) -> None:
+    """Not with `-W error`, with which it hangs when a process is left to itself."""
+    await go(surroundings, way, "calls", loop="uvloop")
+
+
+async def go(
+    surroundings: Surroundings, way: str, state: str, *options: str, loop: str = "asyncio"
+) -> None:
+    """Run the program with those options of the interpreter, and check how it ends."""
+    command = (*options, "-m", "tests.shutdown_program", way, state, loop)
     with Program(surroundings, *command) as program:
         program.expect("ready")
         begun = time.monotonic()
@@ -141,6 +163,7 @@ async def test_way_out(way: str, state: str, surroundings: Surroundings) -> None
         await eventually(lambda: surroundings.left() == [], TIMEOUT - (time.monotonic() - begun))
         _, errors = program.process.communicate(timeout=SECONDS)
 
+    errors = re.sub(SLOW, "", errors)
     assert (code, errors.splitlines()[-1:]) == (WAYS[way].code, [WAYS[way].last][: bool(errors)])
     check(errors, WAYS[way].last)
 
