@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
@@ -301,6 +301,8 @@ class Call:
         )
 
     async def _step(self, kind: str, payload: Payload | None = None) -> Any:
+        if asyncio.get_running_loop() is not self._session.loop:
+            self._refuse_loop()
         if self.abandoned is not None:
             raise self.abandoned
         if self.stage is Stage.ENDED and not self._events:
@@ -323,6 +325,15 @@ class Call:
             self._stepping = False
             if self.stage is not Stage.ENDED:
                 self._session.suspend(self)
+
+    def _refuse_loop(self) -> NoReturn:
+        """It is used in another event loop than its own: have it end there."""
+        self.abandoned = RuntimeError(
+            f"{self.tag} was called in another event loop; use what it yields in that one"
+        )
+        if not self._session.loop.is_closed():
+            self._session.loop.call_soon_threadsafe(self.abandon)
+        raise self.abandoned
 
     def _want_next(self) -> None:
         """Ask for another value; with a prefetch, for several when half of it has been used."""
@@ -358,6 +369,10 @@ class Call:
 
     async def aclose(self) -> None:
         """End it; returns when the routine has cleaned up."""
+        if asyncio.get_running_loop() is not self._session.loop:
+            if self.abandoned is None:
+                self._refuse_loop()
+            return
         if self.stage is Stage.QUEUED:
             self._session.drop(self)
         elif self.stage is not Stage.ENDED:

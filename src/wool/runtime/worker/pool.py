@@ -84,7 +84,7 @@ class WorkerPool:
     or that these are not for (with a discovery, that is a warning). Entering raises
     `ExceptionGroup` ("worker spawn failures") if workers fail to start, `TypeError` or
     `ValueError` if the discovery or the load balancer isn't one, and `RuntimeError` if it has been
-    entered before.
+    entered before. Leaving it in another event loop raises `RuntimeError`.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class WorkerPool:
         self._credentials = credentials
         self._shutdown_timeout = shutdown_timeout
         self._namespace = None if discovery is not None else f"pool-{uuid4().hex}"
-        self._entered = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._discovering, self._publishing = AsyncExitStack(), AsyncExitStack()
         self._publisher: DiscoveryPublisherLike | None = None
         self._workers: list[WorkerLike] = []
@@ -147,9 +147,9 @@ class WorkerPool:
         return self._namespace
 
     async def __aenter__(self) -> WorkerPool:
-        if self._entered:
+        if self._loop is not None:
             raise RuntimeError("A WorkerPool can be entered once; make another one")
-        self._entered = True
+        self._loop = asyncio.get_running_loop()
         try:
             discovery = await self._enter_discovery()
             if self._size:
@@ -167,6 +167,8 @@ class WorkerPool:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise RuntimeError(f"{self!r} was entered in another event loop; leave it in that one")
         if self._proxy is not None:
             self._proxy.deactivate()
         await self._leave(exc)
