@@ -363,19 +363,19 @@ class WorkerPool:
                 logger.warning("What still ran in %r when it had to be left was cut off", self)
 
     async def _stop_workers(self, leaving: _Departure) -> None:
-        cancelled: asyncio.CancelledError | None = None
-        # Again after a cancellation, which may have come before a stop had begun.
+        interruption: BaseException | None = None
+        # Again after an interruption, which may have come before a stop had begun.
         while self._started:
             try:
                 await asyncio.gather(
                     *(self._stop_worker(worker, leaving) for worker in list(self._started)),
                     return_exceptions=True,
                 )
-            except asyncio.CancelledError as exc:
+            except BaseException as exc:
                 leaving.drain = False
-                cancelled = exc
-        if cancelled is not None:
-            raise cancelled
+                interruption = exc
+        if interruption is not None:
+            raise interruption
 
     async def _stop_worker(self, worker: WorkerLike, leaving: _Departure) -> None:
         self._started.remove(worker)
