@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import shutil
+import signal
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
@@ -226,7 +227,7 @@ class WorkerProcess:
     async def reap(self, timeout: float | None) -> None:
         """See the process end: wait `timeout` seconds (None: any time), then SIGTERM, then SIGKILL.
 
-        A cancellation shortens that, and is raised when the process is gone.
+        A cancellation, or an interrupt, shortens that, and is raised when the process is gone.
         """
         try:
             if self._process is not None and self.alive:
@@ -243,26 +244,27 @@ class WorkerProcess:
                 self._lock = None
 
     async def _await_end(self, process: asyncio.subprocess.Process, timeout: float | None) -> None:
-        cancelled: asyncio.CancelledError | None = None
-        steps = iter([(timeout, process.terminate), (TERMINATE_TIMEOUT, process.kill)])
+        interruption: BaseException | None = None
+        steps = iter([(timeout, signal.SIGTERM), (TERMINATE_TIMEOUT, signal.SIGKILL)])
         while process.returncode is None:
             # Not `_exited`, and anew: the end of `asyncio.run` cancels tasks before this is over.
             exited = asyncio.create_task(process.wait(), name="wool worker end")
-            patience, signal = next(steps, (None, None))
+            patience, signum = next(steps, (None, None))
             try:
                 await asyncio.wait([exited], timeout=patience)
-            except asyncio.CancelledError as exc:
-                cancelled = exc
+            except BaseException as exc:
+                interruption = exc
             finally:
                 exited.cancel()
             alive = process.returncode is None
-            if patience and cancelled is None and alive:
+            if patience and interruption is None and alive:
                 logger.warning("Worker process %s has not ended in %s s", process.pid, patience)
-            if signal is not None and alive:
+            if signum is not None and alive:
+                # Not `process.send_signal`, which may take the exit status from asyncio.
                 with contextlib.suppress(ProcessLookupError):
-                    signal()
-        if cancelled is not None:
-            raise cancelled
+                    os.kill(process.pid, signum)
+        if interruption is not None:
+            raise interruption
 
 
 def check_credentials(identity: str | None, credentials: object) -> None:
