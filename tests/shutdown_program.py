@@ -1,8 +1,7 @@
 """A program that leaves a pool: `python -m tests.shutdown_program WAY STATE LOOP`.
 
 Its standard input is a terminal that becomes its own. It says "ready" when what `STATE` names is
-under way in the pool, and then goes the way named, or waits to be sent it. A routine that goes on
-when it is cancelled says "leaving".
+under way in the pool, and then goes the way named, or waits to be sent it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import signal
 import sys
 import termios
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +71,8 @@ async def pooled(name: str) -> None:
 async def stubborn(name: str) -> None:
     mark(name).touch()
     for _ in range(10):
-        try:
+        with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.1)
-        except asyncio.CancelledError:
-            say("leaving")
 
 
 @wool.routine
