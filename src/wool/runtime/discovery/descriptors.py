@@ -28,10 +28,10 @@ class Descriptor:
         self.withdraw()
         self.close()
 
-    def lock(self) -> bool:
-        """Take the file's lock; False if somebody else has it."""
+    def lock(self, *, shared: bool = False) -> bool:
+        """Take the file's lock; False if somebody else has it, unless both want it `shared`."""
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True

@@ -237,7 +237,8 @@ def _remove_if_dead(path: str) -> bool:
     except OSError:
         return not os.path.lexists(path)
     with closing(file):
-        return file.lock() and _bury(path, file)
+        # Shared, so that others who look at the same time don't take this one for its owner.
+        return file.lock(shared=True) and _bury(path, file)
 
 
 def _remove_if_deserted(namespace: os.DirEntry[str]) -> None:

@@ -673,7 +673,7 @@ class WorkerService:
                 await self._everywhere(_Sessions.end)
                 await self.routines.run(self._clear_proxies)
         except TimeoutError:
-            logger.warning("Clients, or proxies of theirs, did not end within %s s", FAREWELL)
+            logger.info("Clients, or proxies of theirs, did not end within %s s", FAREWELL)
         self._watch.stop()
         await self.routines.stop(1.0)
         self.replies.close()
