@@ -22,7 +22,7 @@ from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, overload
 
 from wool.runtime.capture import ROUTINE, undecorated
-from wool.runtime.discovery.extras import need
+from wool.runtime.extras import need
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

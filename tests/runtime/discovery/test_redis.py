@@ -18,7 +18,7 @@ from tests.redis_server import RedisServer, needs_redis
 from tests.runtime.routines import pid
 from tests.support import eventually
 from wool import LocalWorker, WorkerPool
-from wool.runtime.discovery import extras
+from wool.runtime import extras
 from wool.runtime.discovery.redis import RedisDiscovery, RedisPublisher
 from wool.runtime.errors import AdvertiseHostError, LoopbackAdvertisementWarning
 

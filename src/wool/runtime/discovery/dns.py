@@ -18,9 +18,9 @@ from uuid import NAMESPACE_URL, uuid5
 from wool import protocol
 from wool.runtime.discovery.addresses import join
 from wool.runtime.discovery.base import Discovery
-from wool.runtime.discovery.extras import need
 from wool.runtime.discovery.filtering import dump_filter, load_filter
 from wool.runtime.discovery.iteration import Collector, Iteration
+from wool.runtime.extras import need
 from wool.runtime.worker.metadata import WorkerMetadata, check_identity, check_tags
 
 if TYPE_CHECKING:

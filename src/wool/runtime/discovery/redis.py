@@ -29,9 +29,9 @@ from google.protobuf.message import DecodeError
 from wool import protocol
 from wool.runtime.discovery import addresses
 from wool.runtime.discovery.base import Discovery
-from wool.runtime.discovery.extras import need
 from wool.runtime.discovery.filtering import dump_filter, load_filter
 from wool.runtime.discovery.iteration import Collector, Iteration, end
+from wool.runtime.extras import need
 from wool.runtime.serializer import to_bytes
 from wool.runtime.worker.metadata import WorkerMetadata
 

@@ -56,7 +56,7 @@ class Line:
         waits = bool(self._waiting) or self._full
         try:
             while True:
-                if waits:
+                if waits and not self._closed:
                     await self._turn(ticket, deadline, timeout)
                 if self._closed:
                     raise RuntimeError("Proxy was stopped while a call waited for room at a worker")
