@@ -7,19 +7,25 @@ from uuid import uuid4
 
 import pytest
 
-from wool.runtime.worker import fate
+from tests.support import eventually
+from wool.runtime.worker import fate, oom
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from uuid import UUID
 
 
+CRASH = ", a crash in native code: set PYTHONFAULTHANDLER=1 to see where"
+
+
 @pytest.fixture(autouse=True)
-def registers(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[UUID, Any], dict[UUID, int]]:
+def registers(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[UUID, Any], dict[UUID, str]]:
     """Of those that run and of those that have ended."""
     running: dict[UUID, Any] = {}
-    ended: dict[UUID, int] = {}
+    ended: dict[UUID, str] = {}
     monkeypatch.setattr(fate, "_running", running)
     monkeypatch.setattr(fate, "_ended", ended)
+    monkeypatch.setattr(fate, "_watches", {})
     return running, ended
 
 
@@ -30,6 +36,7 @@ def registers(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[UUID, Any], dict[UU
         (3, "its process exited with code 3"),
         (-signal.SIGKILL, "its process was killed by signal SIGKILL"),
         (-250, "its process was killed by signal 250"),
+        (-signal.SIGSEGV, f"its process was killed by signal SIGSEGV{CRASH}"),
     ],
 )
 def test_return_code_in_words(code: int, words: str) -> None:
@@ -77,7 +84,7 @@ async def test_fate_of_a_child_of_another_loop_is_known_when_it_has_ended() -> N
 
 
 async def test_fates_are_remembered_for_a_while(
-    registers: tuple[dict[UUID, Any], dict[UUID, int]], monkeypatch: pytest.MonkeyPatch
+    registers: tuple[dict[UUID, Any], dict[UUID, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A59."""
     monkeypatch.setattr(fate, "REMEMBERED", 3)
@@ -90,11 +97,50 @@ async def test_fates_are_remembered_for_a_while(
         exited.set_result(code)
         await asyncio.sleep(0)
     assert list(running) == [living]
-    assert list(ended.values()) == [7, 8, 9]
+    assert [*ended.values()] == [f"its process exited with code {code}" for code in (7, 8, 9)]
+
+
+def end(code: int) -> UUID:
+    """A worker that has ended."""
+    exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    fate.register(uid := uuid4(), exited)
+    exited.set_result(code)
+    return uid
+
+
+async def test_kill_for_want_of_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    killed, starved = (
+        "its process was killed by signal SIGKILL",
+        "its process was killed by signal SIGKILL, probably by the kernel, for want of memory",
+    )
+    (tmp_path / "proc").mkdir()
+    counter = tmp_path / "proc/vmstat"
+    counter.write_text("oom_kill 5\n")
+    monkeypatch.setattr(oom, "ROOT", tmp_path)
+    before = end(-signal.SIGKILL)
+    await eventually(lambda: not fate._running)
+    workers = [end(-signal.SIGTERM), *(end(-signal.SIGKILL) for _ in range(4))]
+    fate.expect_kill(workers[1])
+    counter.write_text("oom_kill 7\n")
+    await eventually(lambda: not fate._running)
+    after = end(-signal.SIGKILL)
+    await eventually(lambda: not fate._running)
+    assert await fate.ascertain(before) == killed
+    # One by SIGTERM, one killed by us, the two that were counted, and one that was not.
+    assert [await fate.ascertain(uid) for uid in workers] == [
+        "its process was killed by signal SIGTERM",
+        killed,
+        starved,
+        starved,
+        killed,
+    ]
+    assert await fate.ascertain(after) == killed
+    assert fate.recall(workers[2], -signal.SIGKILL) == starved
+    assert fate.recall(uuid4(), 1) == "its process exited with code 1"
 
 
 async def test_workers_of_a_closed_loop_are_forgotten(
-    registers: tuple[dict[UUID, Any], dict[UUID, int]],
+    registers: tuple[dict[UUID, Any], dict[UUID, str]],
 ) -> None:
     running, _ = registers
     other = asyncio.new_event_loop()
@@ -105,7 +151,7 @@ async def test_workers_of_a_closed_loop_are_forgotten(
 
 
 async def test_cancelled_watch_over_a_worker_leaves_no_trace(
-    registers: tuple[dict[UUID, Any], dict[UUID, int]],
+    registers: tuple[dict[UUID, Any], dict[UUID, str]],
 ) -> None:
     """The end of `asyncio.run` cancels it, in company of which its traceback tells."""
     exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -7,6 +7,8 @@ import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
+from wool.runtime.worker import oom
+
 if TYPE_CHECKING:
     from uuid import UUID
 
@@ -16,37 +18,62 @@ PATIENCE = 2.0
 REMEMBERED = 100
 """How many workers that have ended are remembered."""
 
+CRASHES = frozenset(
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS}
+)
+
 _running: dict[UUID, asyncio.Future[int]] = {}
-_ended: dict[UUID, int] = {}
+_ended: dict[UUID, str] = {}
+_watches: dict[UUID, oom.Watch] = {}
 
 
 def register(uid: UUID, exited: asyncio.Future[int]) -> None:
-    """Remember a worker of ours; `exited` is to hold its return code."""
+    """Remember a worker of ours that has just been started; `exited` is to hold its return code."""
     for each, future in list(_running.items()):
         if future.get_loop().is_closed():
             _running.pop(each, None)
+            _watches.pop(each, None)
     _running[uid] = exited
+    _watches[uid] = oom.Watch()
     exited.add_done_callback(partial(_record, uid))
 
 
+def expect_kill(uid: UUID) -> None:
+    """Say that this process is about to kill a worker of its own."""
+    _watches.pop(uid, None)
+
+
 def _record(uid: UUID, exited: asyncio.Future[int]) -> None:
-    # The code alone: the traceback of a cancelled task keeps all that was cancelled with it.
+    # In words alone: the traceback of a cancelled task keeps all that was cancelled with it.
     _running.pop(uid, None)
+    watch = _watches.pop(uid, None)
     if not exited.cancelled():
-        _ended[uid] = exited.result()
+        code = exited.result()
+        starved = code == -signal.SIGKILL and watch is not None and watch.blames()
+        _ended[uid] = describe(code, starved=starved)
     for each in list(_ended)[:-REMEMBERED]:
         _ended.pop(each, None)
 
 
-def describe(returncode: int) -> str:
-    """A return code in words."""
+def describe(returncode: int, *, starved: bool = False) -> str:
+    """A return code in words. `starved` tells that the kernel has killed for want of memory."""
     if returncode >= 0:
         return f"its process exited with code {returncode}"
     try:
-        name = signal.Signals(-returncode).name
+        number = signal.Signals(-returncode)
     except ValueError:
-        name = str(-returncode)
-    return f"its process was killed by signal {name}"
+        return f"its process was killed by signal {-returncode}"
+    text = f"its process was killed by signal {number.name}"
+    if starved:
+        text += ", probably by the kernel, for want of memory"
+    elif number in CRASHES:
+        text += ", a crash in native code: set PYTHONFAULTHANDLER=1 to see where"
+    return text
+
+
+def recall(uid: UUID, returncode: int) -> str:
+    """How a worker of ours has ended, in words, of which the return code is known."""
+    return _ended.get(uid) or describe(returncode)
 
 
 async def ascertain(uid: UUID) -> str | None:
@@ -54,4 +81,4 @@ async def ascertain(uid: UUID) -> str | None:
     exited = _running.get(uid)
     if exited is not None and exited.get_loop() is asyncio.get_running_loop():
         await asyncio.wait([exited], timeout=PATIENCE)
-    return describe(_ended[uid]) if uid in _ended else None
+    return _ended.get(uid)

@@ -210,13 +210,13 @@ class WorkerProcess:
         if self._process.returncode is None:
             await asyncio.wait([self._exited], timeout=0.5)
         code = self._process.returncode
-        return f" ({fate.describe(code)})" if code is not None else ""
+        return f" ({fate.recall(self._uid, code)})" if code is not None else ""
 
     async def wait(self) -> str:
         """Return when the process has ended; says how, in words."""
         if self._exited is None:
             raise RuntimeError("Worker process has not been started")
-        return fate.describe(await asyncio.shield(self._exited))
+        return fate.recall(self._uid, await asyncio.shield(self._exited))
 
     def tell_to_stop(self, timeout: float) -> None:
         """Have it drain for `timeout` seconds (0: not at all, negative: without limit) and end."""
@@ -261,6 +261,8 @@ class WorkerProcess:
                 logger.warning("Worker process %s has not ended in %s s", process.pid, patience)
             if signum is not None and alive:
                 # Not `process.send_signal`, which may take the exit status from asyncio.
+                if signum is signal.SIGKILL:
+                    fate.expect_kill(self._uid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signum)
         if interruption is not None:
