@@ -61,6 +61,22 @@ def test_pool_with_bad_settings_is_refused(settings: dict[str, Any], message: st
         WorkerPool(**settings)
 
 
+def test_pool_whose_size_is_taken_for_a_tag() -> None:
+    make: Any = WorkerPool
+    with pytest.raises(TypeError, match="tags must be strings, got 4; for 4 workers, write size=4"):
+        make(4)
+    with pytest.raises(TypeError, match=r"tags must be strings, got None$"):
+        make("gpu", None)
+
+
+async def test_pool_is_not_entered_by_with() -> None:
+    pool: Any = WorkerPool(size=1)
+    with pytest.raises(TypeError, match="`async with`, not with `with`"), pool:
+        pass
+    async with pool:
+        assert await echo(1) == 1
+
+
 def test_pool_with_factory_of_unknown_signature_is_made() -> None:
     class Factory:
         __signature__ = "none"

@@ -254,8 +254,8 @@ def _task(
     proxy = wool.__proxy__.get()
     if proxy is None:
         raise RuntimeError(
-            f"No pool is active for routine {describe(function)}: call it inside "
-            "`async with wool.WorkerPool()`"
+            f"No pool is active for routine {describe(function)}: call it inside `async "
+            "with wool.WorkerPool()`, in the task that has entered it or in one created there"
         )
     task = Task(
         new_id(),

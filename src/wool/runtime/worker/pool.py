@@ -9,7 +9,7 @@ import os
 import warnings
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
 from wool.runtime.discovery.addresses import is_loopback
@@ -145,6 +145,14 @@ class WorkerPool:
     def namespace(self) -> str | None:
         """Where processes of this user may join it; None if it was given a discovery."""
         return self._namespace
+
+    if not TYPE_CHECKING:  # Where a type checker objects by itself.
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError("A WorkerPool is entered with `async with`, not with `with`")
+
+        def __exit__(self, *exc_info: object) -> None:
+            """Never called; `with` looks for it first."""
 
     async def __aenter__(self) -> WorkerPool:
         if self._loop is not None:
@@ -442,7 +450,8 @@ def _check_types(size: object, lease: object, tags: tuple[object, ...]) -> None:
             raise TypeError(f"{name} must be an int or None, got {value!r}")
     for tag in tags:
         if not isinstance(tag, str):
-            raise TypeError(f"tags must be strings, got {tag!r}")
+            hint = f"; for {tag} workers, write size={tag}" if type(tag) is int else ""
+            raise TypeError(f"tags must be strings, got {tag!r}{hint}")
 
 
 def _asks_for(factory: Callable[..., object], name: str) -> bool:
