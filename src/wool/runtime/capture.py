@@ -101,6 +101,18 @@ def name_of(function: FunctionType) -> tuple[str, str] | None:
     return (module, qualname) if function is undecorated(found) or function is found else None
 
 
+def variables_of(function: FunctionType) -> Iterator[tuple[str, object]]:
+    """The names in a function that come from outside of it, and what they stand for."""
+    code = function.__code__
+    yield from zip(code.co_freevars, map(_content, function.__closure__ or ()), strict=True)
+    for name in _usage(code).names:
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+    defaults = function.__defaults__ or ()
+    yield from zip(code.co_varnames[code.co_argcount - len(defaults) :], defaults, strict=False)
+    yield from (function.__kwdefaults__ or {}).items()
+
+
 def _steps(module: str, qualname: str) -> list[_Place]:
     """The way to a name, which ends with the value `_MISSING` if there is nothing."""
     found = sys.modules.get(module, _MISSING)

@@ -107,13 +107,29 @@ def test_protobuf_with_a_serializer() -> None:
 
 def test_encoding_names_the_argument_that_fails() -> None:
     for arguments, keywords, name in [
-        ((1, threading.Lock()), {}, "positional argument 1"),
-        ((1,), {"b": threading.Lock()}, "argument 'b'"),
+        ((1, threading.Lock()), {}, "b"),
+        ((1,), {"b": threading.Lock()}, "b"),
+        ((1, 2, threading.Lock()), {}, "args[0]"),
     ]:
         task = make(add, *arguments, kwargs=keywords)
-        with pytest.raises(TypeError, match="lock") as info:
+        with pytest.raises(TypeError) as info:
             task.encode()
-        assert info.value.__notes__ == [f"while pickling {name} of routine {task.tag}"]
+        assert str(info.value) == (
+            f"Argument {name!r} of routine {task.tag} can't be pickled: "
+            "cannot pickle '_thread.lock' object"
+        )
+
+
+class Fails:
+    def __reduce__(self) -> Any:
+        raise LookupError("not here")
+
+
+def test_encoding_leaves_an_error_of_the_argument_alone() -> None:
+    task = make(add, 1, Fails())
+    with pytest.raises(LookupError, match=r"^'?not here") as info:
+        task.encode()
+    assert info.value.__notes__ == [f"while pickling argument 'b' of routine {task.tag}"]
 
 
 class FailsAtFirst:
@@ -141,7 +157,10 @@ def test_encoding_names_the_routine_that_fails() -> None:
     task = make(locked)
     with pytest.raises(TypeError, match="lock") as info:
         task.encode()
-    assert info.value.__notes__ == [f"while pickling routine {task.tag} and what it refers to"]
+    assert str(info.value) == (
+        f"Routine {task.tag} with what it refers to can't be pickled: cannot pickle '_thread.lock' "
+        f"object (it is lock in {locked.__qualname__})"
+    )
 
 
 def test_encoding_is_done_once() -> None:

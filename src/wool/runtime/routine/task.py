@@ -30,6 +30,7 @@ from wool.runtime.context import RuntimeContext
 from wool.runtime.errors import UnexpectedResponse
 from wool.runtime.serializer import Payload, Serializer, to_bytes
 from wool.runtime.typing import Undefined
+from wool.runtime.unpicklable import can_be_pickled, parameter, refuse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
@@ -264,8 +265,7 @@ class Task:
         try:
             return serializer.dump_callable(cast("FunctionType", self.callable))
         except Exception as exc:
-            exc.add_note(f"while pickling routine {self.tag} and what it refers to")
-            raise
+            refuse(exc, f"routine {self.tag} with what it refers to", self.callable, "the routine")
 
     def _dump_proxy(self) -> tuple[bytes, str]:
         try:
@@ -278,14 +278,10 @@ class Task:
         try:
             return serializer.dumps_arguments(self.args, self.kwargs)
         except Exception as exc:
-            named = [(f"positional argument {i}", arg) for i, arg in enumerate(self.args)]
-            named += [(f"argument {name!r}", arg) for name, arg in self.kwargs.items()]
-            for name, argument in named:
-                try:
-                    serializer.dumps(argument)
-                except Exception:
-                    exc.add_note(f"while pickling {name} of routine {self.tag}")
-                    break
+            named = [(parameter(self.callable, i), arg) for i, arg in enumerate(self.args)]
+            for name, argument in (*named, *self.kwargs.items()):
+                if not can_be_pickled(argument):
+                    refuse(exc, f"argument {name!r} of routine {self.tag}", argument, name)
             raise
 
     def to_protobuf(self, serializer: Serializer | None = None) -> protocol.Task:

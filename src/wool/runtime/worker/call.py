@@ -11,6 +11,7 @@ import grpc
 
 from wool.runtime import remote_exception, serializer
 from wool.runtime.errors import DispatchTimeout, UnexpectedResponse, WorkerUnresponsive
+from wool.runtime.unpicklable import refuse
 from wool.runtime.worker.framing import TERMINAL
 from wool.runtime.worker.transport import nack_error
 
@@ -285,7 +286,7 @@ class Call:
             return await self._step("next")
         if self.prefetch:
             raise self._ahead("a value can't be sent to it")
-        return await self._step("send", serializer.dumps(value))
+        return await self._step("send", self._dump(value))
 
     async def athrow(self, error: BaseException) -> Any:
         if self.abandoned is not None or (self.stage is Stage.ENDED and not self._events):
@@ -293,6 +294,12 @@ class Call:
         if self.prefetch:
             raise self._ahead("an exception can't be thrown into it") from error
         return await self._step("throw", serializer.dump_exception(error))
+
+    def _dump(self, value: Any) -> Payload:
+        try:
+            return serializer.dumps(value)
+        except Exception as exc:
+            refuse(exc, f"what is sent to {self.tag}", value, "value")
 
     def _ahead(self, consequence: str) -> RuntimeError:
         return RuntimeError(

@@ -24,6 +24,7 @@ from wool.runtime.errors import PayloadTooLarge, UnexpectedResponse
 from wool.runtime.routine import task as task_module
 from wool.runtime.routine.task import Task, is_generator, load_proxy, split_callable, within
 from wool.runtime.serializer import Payload
+from wool.runtime.unpicklable import refuse
 from wool.runtime.worker.arena import WORTHWHILE, in_turns
 from wool.runtime.worker.framing import OVERHEAD, pause
 from wool.runtime.worker.relay import Relay
@@ -545,8 +546,8 @@ class Execution:
         try:
             payload = serializer.dumps(value)
         except Exception as exc:
-            exc.add_note(f"while pickling what routine {self.tag} returned or yielded")
-            raise
+            verb = "returned" if kind == "result" else "yielded"
+            refuse(exc, f"what routine {self.tag} {verb}", value, "value")
         if payload.size > self._runner.limit:
             raise PayloadTooLarge(
                 f"A {kind} of {self.tag}",
