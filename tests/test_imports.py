@@ -17,10 +17,12 @@ LAYERS = [
     ("wool.runtime.__init__", "wool.runtime.*.__init__"),
     ("wool._grpc", "wool.protocol.*"),
     (
+        "wool.runtime.byvalue",
         "wool.runtime.errors",
         "wool.runtime.memory",
         "wool.runtime.rundir",
         "wool.runtime.typing",
+        "wool.runtime.unimportable",
     ),
     ("wool.runtime.factory",),
     ("wool.runtime.worker.base", "wool.runtime.worker.oom", "wool.runtime.worker.version"),

@@ -6,7 +6,7 @@ import inspect
 import io
 import pickle
 import reprlib
-from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from wool.runtime import serializer
@@ -98,6 +98,8 @@ class _Part(NamedTuple):
             for name, item in [*vars(value).items()]:
                 if not isinstance(item, _LEFT_OUT) and name != "_abc_impl":
                     yield f"{value.__qualname__}.{name}", item
+        elif isinstance(value, ModuleType):
+            yield from ((f"{value.__name__}.{name}", item) for name, item in vars(value).items())
         elif _is_pickled_by_attributes(type(value)):
             yield from ((f"{path}.{name}", item) for name, item in vars(value).items())
             yield type(value).__qualname__, type(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
-from wool.runtime import remote_exception, serializer
+from wool.runtime import remote_exception, serializer, unimportable
 from wool.runtime.errors import DispatchTimeout, UnexpectedResponse, WorkerUnresponsive
 from wool.runtime.unpicklable import refuse
 from wool.runtime.worker.framing import TERMINAL
@@ -358,7 +358,7 @@ class Call:
     def _value(self, event: Event) -> Any:
         kind, payload = event
         if kind in ("result", "item"):
-            return serializer.loads(payload)
+            return self._load(payload)
         if kind == "done":
             raise StopAsyncIteration
         if kind == "exception":
@@ -373,6 +373,12 @@ class Call:
             remote_exception.raise_here(payload)
         finally:
             del event, payload
+
+    def _load(self, payload: Payload) -> Any:
+        try:
+            return serializer.loads(payload)
+        except ModuleNotFoundError as exc:
+            unimportable.refuse(exc, f"this program, which is to load a result of {self.tag}")
 
     async def aclose(self) -> None:
         """End it; returns when the routine has cleaned up."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wool import protocol
-from wool.runtime import serializer
+from wool.runtime import serializer, unimportable
 from wool.runtime.errors import PayloadTooLarge, UnexpectedResponse
 from wool.runtime.routine import task as task_module
 from wool.runtime.routine.task import Task, is_generator, load_proxy, split_callable, within
@@ -142,6 +142,13 @@ class Arrival:
 
     def load(self, arguments: Payload) -> Task:
         """The task, from its arguments once they are here. Raises what loading its parts raises."""
+        try:
+            return self._load(arguments)
+        except ModuleNotFoundError as exc:
+            where = f"the worker that is to run routine {self.header.tag}"
+            unimportable.refuse(exc, where, by_value=True)
+
+    def _load(self, arguments: Payload) -> Task:
         if self.proxy is None:
             proxy = load_proxy(b"", self.header.proxy_error)
         else:
@@ -493,7 +500,7 @@ class Execution:
                     break
                 if kind == "send":
                     value = await self._runner.take(self._call, body)
-                    step = generator.asend(serializer.loads(value))
+                    step = generator.asend(self._load(value))
                 elif kind == "throw":
                     error = await self._runner.take(self._call, body)
                     step = generator.athrow(serializer.load_exception(error))
@@ -503,6 +510,12 @@ class Execution:
             pass
         finally:
             await generator.aclose()
+
+    def _load(self, value: Payload) -> Any:
+        try:
+            return serializer.loads(value)
+        except ModuleNotFoundError as exc:
+            unimportable.refuse(exc, f"the worker that runs routine {self._tag}", by_value=True)
 
     async def _run_ahead(self, generator: AsyncGenerator[Any, Any], task: Task) -> None:
         """Advance it while the client wants more, which may be before it asks for each value."""

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
+from wool.runtime.byvalue import check_modules, registered
 from wool.runtime.discovery.addresses import is_loopback
 from wool.runtime.discovery.base import DiscoveryLike, DiscoveryPublisherLike
 from wool.runtime.discovery.local import LocalDiscovery
@@ -26,8 +27,8 @@ from wool.runtime.worker.process import START_TIMEOUT, check_credentials
 from wool.runtime.worker.proxy import TagFilter, WorkerProxy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from types import TracebackType
+    from collections.abc import Callable, Coroutine, Iterable
+    from types import ModuleType, TracebackType
 
     from wool.runtime.loadbalancer.base import LoadBalancerLike
     from wool.runtime.typing import Factory, UndefinedType
@@ -74,17 +75,22 @@ class WorkerPool:
     name that the workers' certificate is for; given (None: none), it is passed to `worker`, if that
     takes it and was not given one.
 
+    `by_value` are modules, or names of modules that have been imported, which workers can't import:
+    while the pool is entered, what they and modules below them define travels with what refers to
+    it, as what a script defines does, in all calls of this process.
+
     Without a discovery, other processes of this user may join at `LocalDiscovery(pool.namespace)`.
 
     Left normally, it lets what is in flight finish; left by an exception, it cancels. It can be
     entered once, and pools can be nested, also in routines. A worker that dies is replaced.
 
     Raises `ValueError` for a negative size or lease, a lease of 0 with a discovery alone, a
-    factory that can't be called, a timeout that isn't positive, or an identity without credentials
-    or that these are not for (with a discovery, that is a warning). Entering raises
-    `ExceptionGroup` ("worker spawn failures") if workers fail to start, `TypeError` or
-    `ValueError` if the discovery or the load balancer isn't one, and `RuntimeError` if it has been
-    entered before. Leaving it in another event loop raises `RuntimeError`.
+    factory that can't be called, a timeout that isn't positive, a module by value that has not been
+    imported, or an identity without credentials or that these are not for (with a discovery, that
+    is a warning). Entering raises `ExceptionGroup` ("worker spawn failures") if workers fail to
+    start, `TypeError` or `ValueError` if the discovery or the load balancer isn't one, and
+    `RuntimeError` if it has been entered before. Leaving it in another event loop raises
+    `RuntimeError`.
     """
 
     def __init__(
@@ -98,6 +104,7 @@ class WorkerPool:
         credentials: Credentials | None = None,
         identity: str | UndefinedType | None = Undefined,
         shutdown_timeout: float | None = 60.0,
+        by_value: Iterable[ModuleType | str] = (),
     ) -> None:
         _check_types(size, lease, tags)
         if lease is not None and lease < 0:
@@ -129,6 +136,7 @@ class WorkerPool:
         self._loadbalancer = loadbalancer
         self._credentials = credentials
         self._shutdown_timeout = shutdown_timeout
+        self._by_value = check_modules(by_value)
         self._namespace = None if discovery is not None else f"pool-{uuid4().hex}"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._discovering, self._publishing = AsyncExitStack(), AsyncExitStack()
@@ -159,6 +167,7 @@ class WorkerPool:
             raise RuntimeError("A WorkerPool can be entered once; make another one")
         self._loop = asyncio.get_running_loop()
         try:
+            self._discovering.enter_context(registered(self._by_value))
             discovery = await self._enter_discovery()
             if self._size:
                 self._publisher = await self._enter_publisher(discovery)
