@@ -479,6 +479,36 @@ def test_views_are_read_only() -> None:
         members.admitted[UUID(int=1)] = worker(1)  # type: ignore[index]
 
 
+def test_shortcomings() -> None:
+    assert membership().shortcomings() == ["none has been discovered"]
+    members = membership(4, reserved=2)
+    assert members.shortcomings() == ["2 of the pool's own have not come, or have gone"]
+    for number in (0, 2, 3, 4):
+        members.apply(added(worker(number, tags=["b", "a"])))
+    members.apply(added(worker(5, secure=True)))
+    members.apply(updated(worker(3, secure=True)))
+    members.evict(UUID(int=0), 0)
+    assert members.shortcomings() == [
+        "admitted: 127.0.0.1:1002 with tags ['a', 'b'], 127.0.0.1:1004 with tags ['a', 'b']",
+        "out for an error, to be tried again: 127.0.0.1:1000",
+        "refused: 127.0.0.1:1005 is secure, and this proxy has no credentials",
+        "refused: 127.0.0.1:1003 is secure, and this proxy has no credentials",
+        "2 of the pool's own have not come, or have gone",
+    ]
+
+
+def test_shortcomings_when_there_is_no_place() -> None:
+    members = membership(1, reserved=1)
+    for number in range(2, 10):
+        members.apply(added(worker(number)))
+    assert members.shortcomings() == [
+        "waiting for a place, of which there are 1: "
+        + "".join(f"127.0.0.1:{1000 + number}, " for number in range(2, 7))
+        + "3 more",
+        "1 of the pool's own have not come, or have gone",
+    ]
+
+
 def test_repr() -> None:
     members = membership(1)
     for i in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import pickle
 import time
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +18,7 @@ from tests.runtime.worker.memory import MemoryDiscovery, MemorySubscriber, made_
 from tests.runtime.worker.routines import echo, pid
 from tests.support import eventually
 from wool import (
+    DiscoveryEvent,
     LocalDiscovery,
     LocalWorker,
     RoundRobinLoadBalancer,
@@ -310,6 +312,46 @@ async def test_call_times_out_if_no_worker_comes_and_says_who_was_refused(
         await discovery.drained()
         with pytest.raises(TimeoutError, match=r"admitted no worker within 0.2 s; refused: "):
             await echo(1)
+
+
+async def test_call_that_waits_long_for_a_worker_says_so_once(
+    discovery: MemoryDiscovery,
+    worker: WorkerMetadata,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("wool.runtime.worker.roster.SILENCE", 0.05)
+    caplog.set_level(logging.WARNING, "wool.proxy")
+    async with WorkerProxy(discovery=discovery.subscriber):
+        for expected in (1, 2):
+            calls = [asyncio.create_task(pid()) for _ in range(3)]
+            await eventually(lambda expected=expected: len(caplog.messages) >= expected)  # type: ignore[misc]
+            discovery.tell("worker-added", worker)
+            assert await asyncio.gather(*calls) == [worker.pid] * 3
+            assert len(caplog.messages) == expected
+            discovery.tell("worker-dropped", worker)
+            await discovery.drained()
+    for message in caplog.messages:
+        assert message.endswith(
+            " admitted no worker within 0.05 s; none has been discovered; calls wait for one"
+        )
+
+
+async def test_call_times_out_and_says_that_discovery_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing:
+        async def __aiter__(self) -> AsyncIterator[DiscoveryEvent]:
+            raise OSError("no network")
+            yield
+
+    monkeypatch.setattr("wool.runtime.worker.roster.FIRST_WORKER_TIMEOUT", 0.2)
+    async with WorkerProxy(discovery=Failing()):
+        with pytest.raises(
+            TimeoutError, match=r"discovery failed: OSError\('no network'\)"
+        ) as info:
+            await echo(1)
+    assert isinstance(info.value.__cause__, OSError)
 
 
 # Who is admitted

@@ -125,7 +125,9 @@ async def test_nobody_with_the_tags(others: int, monkeypatch: pytest.MonkeyPatch
     async with WorkerProxy(discovery=discovery.subscriber):
         discovery.tell("worker-added", *(made_up() for _ in range(others)))
         await discovery.drained()
-        message = r"requires, \['gpu', 'large'\], within 0.2 s"
+        message = r"requires, \['gpu', 'large'\], within 0.2 s; " + (
+            r"admitted: \S+ with tags \[\]$" if others else "none has been discovered$"
+        )
         with pytest.raises(NoWorkersAvailable, match=message):
             await on_large_gpu()
 

@@ -54,6 +54,9 @@ PROBATION: Final = 60.0
 
 MAX_REFUSED: Final = 100
 
+MOST_NAMED: Final = 5
+"""Workers, of each kind, that are named where it is said why none is admitted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Admit:
@@ -99,6 +102,14 @@ class PeersLike(Protocol):
     def describe_peers(self) -> str: ...
 
 
+def _named(workers: Iterable[str]) -> list[str]:
+    """The first of them, and how many more there are."""
+    names = list(workers)
+    if len(names) > MOST_NAMED:
+        names[MOST_NAMED:] = [f"{len(names) - MOST_NAMED} more"]
+    return names
+
+
 class Membership:
     """The workers of a proxy, of which `lease` (None: any number) are admitted at a time.
 
@@ -142,6 +153,29 @@ class Membership:
             f"<Membership {len(self._admitted)}{lease} admitted, {len(self._waiting)} waiting, "
             f"{len(self._benched)} benched, {len(self._refused)} refused>"
         )
+
+    def shortcomings(self) -> list[str]:
+        """What has become of the workers, for those who lack one, or one with certain tags."""
+        tagged = (
+            f"{each.address} with tags {sorted(each.tags)}" for each in self.admitted.values()
+        )
+        waiting = (each.address for each in self.waiting.values())
+        benched = (each.metadata.address for each in self.benched.values() if each.until < math.inf)
+        missing = len(self._reserved - self.admitted.keys() - self.waiting.keys())
+        places = f"waiting for a place, of which there are {self._lease}"
+        found = [
+            f"{what}: {', '.join(names)}"
+            for what, names in (
+                ("admitted", _named(tagged)),
+                (places, _named(waiting)),
+                ("out for an error, to be tried again", _named(benched)),
+            )
+            if names
+        ]
+        found += [f"refused: {why}" for why in _named(self.refused.values())]
+        if missing:
+            found.append(f"{missing} of the pool's own have not come, or have gone")
+        return found or ["none has been discovered"]
 
     def apply(self, event: DiscoveryEvent) -> list[Action]:
         uid = event.metadata.uid

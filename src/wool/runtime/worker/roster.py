@@ -34,6 +34,9 @@ T = TypeVar("T")
 FIRST_WORKER_TIMEOUT = 60.0
 """Seconds that a call waits for a worker to be admitted."""
 
+SILENCE = 5.0
+"""Seconds that calls wait for a worker to be admitted before that is logged."""
+
 FIRST_RETRY, LAST_RETRY = 0.5, 60.0
 """Seconds between subscriptions to a discovery that fails, doubling."""
 
@@ -58,6 +61,7 @@ class Roster:
         self.lines: dict[LoadBalancerContextLike, Line] = {}
         """Where calls wait for room, by the workers that may take them."""
         self._changed = asyncio.Event()
+        self._complained: set[LoadBalancerContextLike] = set()
         self._stack = AsyncExitStack()
         self._sentinel: asyncio.Task[None] | None = None
         self._revival: asyncio.TimerHandle | None = None
@@ -152,26 +156,38 @@ class Roster:
 
     async def first_worker(self, proxy: WorkerProxy, context: LoadBalancerContextLike) -> None:
         """Wait until there is a worker in `context`."""
+        complaint = self.loop.call_later(SILENCE, self._complain, proxy, context)
         try:
             async with asyncio.timeout(FIRST_WORKER_TIMEOUT):
                 while not context.workers:
                     await self._changed.wait()
                     if self._stopped:
                         raise RuntimeError("Proxy was stopped while a call waited for a worker")
+            self._complained.discard(context)
         except TimeoutError as exc:
             raise self._nobody(proxy, context) from (self._failure or exc)
+        finally:
+            complaint.cancel()
+
+    def _complain(self, proxy: WorkerProxy, context: LoadBalancerContextLike) -> None:
+        """Once, until one has been admitted."""
+        if context not in self._complained:
+            self._complained.add(context)
+            logger.warning("%s; calls wait for one", self._absence(proxy, context, SILENCE))
 
     def _nobody(self, proxy: WorkerProxy, context: LoadBalancerContextLike) -> Exception:
-        reasons = [f"; refused: {why}" for why in self.membership.refused.values()]
+        kind = NoWorkersAvailable if isinstance(context, TaggedContext) else TimeoutError
+        return kind(self._absence(proxy, context, FIRST_WORKER_TIMEOUT))
+
+    def _absence(self, proxy: WorkerProxy, context: LoadBalancerContextLike, seconds: float) -> str:
+        reasons = self.membership.shortcomings()
         if self._failure is not None:
-            reasons.append(f"; discovery failed: {self._failure!r}")
-        within = f"within {FIRST_WORKER_TIMEOUT} s{''.join(reasons)}"
+            reasons.append(f"discovery failed: {self._failure!r}")
+        wanted = ""
         if isinstance(context, TaggedContext):
-            return NoWorkersAvailable(
-                f"{proxy!r} admitted no worker with all the tags that the routine requires, "
-                f"{sorted(context.tags)}, {within}"
-            )
-        return TimeoutError(f"{proxy!r} admitted no worker {within}")
+            tags = sorted(context.tags)
+            wanted = f" with all the tags that the routine requires, {tags},"
+        return f"{proxy!r} admitted no worker{wanted} within {seconds:g} s; {'; '.join(reasons)}"
 
     def reserve(self, uids: frozenset[UUID]) -> None:
         self._apply(self.membership.reserve(uids))
@@ -183,7 +199,7 @@ class Roster:
                 async with _closing(aiter(subscriber)) as events:
                     async for event in events:
                         self._apply(self.membership.apply(event))
-                        delay = FIRST_RETRY
+                        self._failure, delay = None, FIRST_RETRY
                 return
             except Exception as exc:
                 self._failure = exc
