@@ -13,7 +13,7 @@ def runtime_directory() -> Path:
 
     `$XDG_RUNTIME_DIR/wool`, or `wool-<user id>` in the temporary directory if that variable names
     no directory (which is common in containers and after `su`). Raises `PermissionError` if
-    something there isn't this user's own private directory.
+    something there isn't this user's own private directory, `OSError` if it can't be made.
     """
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     user = os.geteuid()
@@ -26,6 +26,9 @@ def runtime_directory() -> Path:
         status = path.lstat()
     except FileExistsError:
         status = None
+    except OSError as exc:
+        message = f"{exc.strerror}; point XDG_RUNTIME_DIR to a directory that wool can write to"
+        raise OSError(exc.errno, message, str(path)) from exc
     if (
         status is None
         or not stat.S_ISDIR(status.st_mode)

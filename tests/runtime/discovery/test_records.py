@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -70,6 +71,18 @@ def test_directory_has_name_of_its_own(one: str, other: str) -> None:
 )
 def test_directory_of_similar_namespaces(one: str, other: str) -> None:
     assert Directory(one).path != Directory(other).path
+
+
+def test_write_that_finds_no_room_names_the_file(directory: Directory) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            directory.write(make_worker())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.path.dirname(caught.value.filename) == os.path.dirname(directory.path)
+    assert drafts(directory) == []
 
 
 def test_write_and_look(directory: Directory) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -56,4 +57,12 @@ def test_runtime_directory_refuses_what_is_not_private(
             monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
 
     with pytest.raises(PermissionError, match="must be a directory owned by user"):
+        runtime_directory()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_runtime_directory_that_can_not_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can make one there, not even root."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc")
+    with pytest.raises(FileNotFoundError, match=r"point XDG_RUNTIME_DIR to .*: '/proc/wool'"):
         runtime_directory()

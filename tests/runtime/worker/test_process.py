@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import stat
 import sys
 from pathlib import Path
@@ -182,17 +184,32 @@ async def test_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
 # Failed starts
 
 
-async def test_process_that_can_not_listen_says_why() -> None:
-    process = WorkerProcess(uid=uuid4(), host="192.0.2.1")
-    with pytest.raises(RuntimeError, match="Worker process failed to start - RuntimeError: Failed"):
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("192.0.2.1", os.strerror(errno.EADDRNOTAVAIL)), ("nosuch.invalid", r"\[Errno -?\d+\]")],
+)
+async def test_process_that_can_not_listen_says_why(host: str, reason: str) -> None:
+    process = WorkerProcess(uid=uuid4(), host=host)
+    message = f"Worker process failed to start - RuntimeError: Failed to bind to .*{host}:0: .*"
+    with pytest.raises(RuntimeError, match=message + reason):
         await process.start()
     assert not process.alive
+
+
+async def test_process_whose_port_is_taken_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = WorkerProcess(uid=uuid4(), port=taken.getsockname()[1])
+        with pytest.raises(RuntimeError, match=r"Failed to bind to .*: .*Address already in use"):
+            await process.start()
 
 
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("import os; os._exit(3)", r"no metadata \(its process exited with code 3\)"),
+        (
+            "import os; os._exit(3)",
+            r"no metadata \(its process exited with code 3\); its standard error may say why",
+        ),
         ("import os; os.kill(os.getpid(), 9)", r"no metadata \(.* was killed by signal SIGKILL\)"),
     ],
 )
@@ -213,6 +230,27 @@ async def test_process_that_hangs_at_start_is_killed(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RuntimeError, match=r"Worker process failed to start within 0.5 seconds"):
         await WorkerProcess(uid=uuid4()).start(timeout=0.5)
+
+
+async def test_settings_that_the_interpreter_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "junk")
+    with pytest.raises(
+        RuntimeError, match=r"no metadata \(its process exited with code 1\); its st"
+    ):
+        await WorkerProcess(uid=uuid4()).start()
+
+
+async def test_path_with_what_is_no_string(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path, b"/nowhere"])
+    process = WorkerProcess(uid=uuid4())
+    await process.start()
+    await process.reap(0)
+
+
+async def test_python_without_an_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(RuntimeError, match=r"need a Python interpreter, and sys\.executable names"):
+        await WorkerProcess(uid=uuid4()).start()
 
 
 async def test_interpreter_that_does_not_exist_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,9 @@ class Directory:
             # The file system's own clock ticks too slowly to tell versions apart.
             os.utime(record.fd, ns=(time.time_ns(),) * 2)
             os.rename(draft, path)
-        except BaseException:
+        except BaseException as exc:
+            if isinstance(exc, OSError) and exc.filename is None:
+                exc.filename = draft
             with suppress(FileNotFoundError):
                 os.unlink(draft)
             record.close()

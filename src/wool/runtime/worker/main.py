@@ -27,7 +27,7 @@ from wool.runtime.worker.configuration import STOP
 from wool.runtime.worker.interceptor import VersionInterceptor
 from wool.runtime.worker.metadata import WorkerMetadata
 from wool.runtime.worker.service import WorkerService
-from wool.runtime.worker.transport import server_arguments
+from wool.runtime.worker.transport import obstacle, server_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -150,10 +150,16 @@ def _bind(server: grpc.aio.Server, configuration: Configuration) -> WorkerMetada
         wool.__worker_uds_address__ = address
     else:
         address = _join(configuration.host, configuration.port)
-    if credentials is None:
-        port = server.add_insecure_port(address)
-    else:
-        port = server.add_secure_port(address, credentials.server_credentials())
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials.server_credentials())
+    except RuntimeError as exc:
+        if configuration.directory is not None:
+            raise
+        reason = obstacle(configuration.host, configuration.port)
+        raise RuntimeError(f"Failed to bind to address {address}: {reason}") from exc
     return WorkerMetadata(
         uid=configuration.uid,
         address=address if configuration.directory else _join(configuration.host, port),

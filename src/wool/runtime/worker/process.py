@@ -137,10 +137,13 @@ class WorkerProcess:
                     f"Worker process failed to start within {timeout} seconds"
                 ) from exc
             if isinstance(exc, _StartError):
-                raise RuntimeError(f"Worker process failed to start - {exc}{how}") from exc
+                hint = "" if exc.said else "; its standard error may say why"
+                raise RuntimeError(f"Worker process failed to start - {exc}{how}{hint}") from exc
             raise
 
     async def _launch(self) -> bytes:
+        if not sys.executable:
+            raise RuntimeError("Workers need a Python interpreter, and sys.executable names none")
         inherited = []
         if self._host is None:
             self._directory, self._lock = _make_directory()
@@ -198,10 +201,10 @@ class WorkerProcess:
 
     def _read_report(self, report: bytes) -> WorkerMetadata:
         if not report:
-            raise _StartError("no metadata")
+            raise _StartError("no metadata", said=False)
         kind, content = report[:1], report[1:]
         if kind == b"!":
-            raise _StartError(content.decode())
+            raise _StartError(content.decode(), said=True)
         return WorkerMetadata.from_protobuf(protocol.WorkerMetadata.FromString(content))
 
     async def _describe_end(self) -> str:
@@ -296,6 +299,10 @@ def _dump_hook(hook: BackpressureLike | None) -> bytes | None:
 class _StartError(Exception):
     """What a worker process said, or didn't, instead of its metadata."""
 
+    def __init__(self, message: str, *, said: bool) -> None:
+        super().__init__(message)
+        self.said = said
+
 
 def _make_directory() -> tuple[str, int]:
     """A new private directory for a socket, and a descriptor that locks it.
@@ -349,7 +356,9 @@ def _environment() -> dict[str, str]:
     environment = dict(os.environ)
     environment.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     environment.setdefault("GRPC_VERBOSITY", "NONE")
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    # Anything but strings is overlooked by imports as well.
+    places = (place for place in sys.path if isinstance(place, str) and place)
+    environment["PYTHONPATH"] = os.pathsep.join(places)
     return environment
 
 

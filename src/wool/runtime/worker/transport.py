@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -30,6 +31,20 @@ TRANSIENT: Final = frozenset(
 )
 
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
+
+
+def obstacle(host: str | None, port: int) -> str:
+    """Why gRPC can't listen there, which it doesn't say itself, as far as that can be found out."""
+    try:
+        for family, kind, number, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, number) as attempt:
+                attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                attempt.bind(address)
+    except (OSError, UnicodeError) as exc:
+        return str(exc)
+    return "no reason is known"
 
 
 def _shared(options: ChannelOptions) -> Arguments:
