@@ -248,7 +248,10 @@ def test_streams_left_to_the_end_of_the_program(surroundings: Surroundings) -> N
 
 
 def test_module_that_workers_can_not_import(surroundings: Surroundings) -> None:
-    """A04: the original error, at the call, and no worker is less."""
+    """A04: at the call, and no worker is less."""
+    said = (
+        "No module named 'hidden_module' in the worker that is to run routine hidden_module.hidden"
+    )
     surroundings.write("elsewhere.py", "import wool\n@wool.routine\nasync def hidden(): pass\n")
     assert outcome(
         surroundings,
@@ -269,10 +272,10 @@ def test_module_that_workers_can_not_import(surroundings: Surroundings) -> None:
                 try:
                     await module.hidden()
                 except ModuleNotFoundError as exc:
-                    print(exc, "|", exc.name, "|", "'hidden'" in exc.__notes__[0])
+                    print(exc.name, "|", str(exc).partition(":")[0])
             print(before == {await pid() for _ in range(4)})
         """,
-    ) == ["No module named 'hidden_module' | hidden_module | True"] * 3 + ["True"]
+    ) == [f"hidden_module | {said}"] * 3 + ["True"]
 
 
 def test_call_after_the_pool_was_left(surroundings: Surroundings) -> None:
