@@ -6,6 +6,7 @@ import inspect
 import io
 import pickle
 import reprlib
+import time
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 DEEPEST = 20
 """Levels of a value that are looked into."""
 
-TRIES = 1000
-"""Parts of a value that are pickled to see whether they can be."""
+PATIENCE = 0.5
+"""Seconds after which no more parts of a value are pickled to see whether they can be."""
 
 _LEFT_OUT = (GetSetDescriptorType, MemberDescriptorType)
 """What is made anew with a class that travels by value, as its `_abc_impl` is."""
@@ -117,15 +118,14 @@ class _Search:
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
-        self._tries = 0
+        self._deadline = time.monotonic() + PATIENCE
 
     def innermost(self, whole: _Part, depth: int = 0) -> _Part | None:
         """None if it is only in parts that were looked into before."""
         is_innermost = True
         self._seen.add(id(whole.value))
         for part in whole.parts() if depth < DEEPEST else ():
-            self._tries += 1
-            if self._tries > TRIES:
+            if time.monotonic() > self._deadline:
                 return whole
             if can_be_pickled(part.value):
                 continue
