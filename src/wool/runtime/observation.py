@@ -137,21 +137,6 @@ class Span:
         self.end(exc)
 
 
-def continue_trace() -> None:
-    """A task has come with a trace: have OpenTelemetry take it up, if it is here."""
-    global _continues
-    if not _continues:
-        _continues = True
-        try:
-            from wool.otel import instrument
-        except ImportError:
-            return
-        instrument()
-
-
-_continues = False
-
-
 def call_span(task: Task) -> Span:
     return Span("call-started", "call-ended", task)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import weakref
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -221,15 +219,3 @@ async def test_closed_line_lets_nobody_wait() -> None:
         with pytest.raises(RuntimeError, match="stopped while a call waited for room"):
             await each
     assert workers.attempts == []
-
-
-async def test_keeps_nothing_of_a_call_that_has_ended() -> None:
-    workers = Workers(0)
-    call = workers.call("a")
-    await eventually(lambda: len(workers.line) == 1)
-    reference = weakref.ref(call)
-    workers.free(0)
-    await call
-    del call
-    gc.collect()
-    assert reference() is None

@@ -379,8 +379,6 @@ class Execution:
             wool.__proxy__.reset(self._active)
             await self._resource.release()
             raise
-        if task.trace is not None:
-            observation.continue_trace()
         self._span = observation.task_span(task) if observation.listeners else None
         return call
 

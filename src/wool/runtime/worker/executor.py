@@ -16,6 +16,7 @@ import logging
 import threading
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wool import protocol
@@ -457,6 +458,8 @@ class Execution:
         self.tag, self.id, self.caller = header.tag, header.id, header.caller
         self.began = self._runner.loop.time()
         self._prefetch = header.prefetch
+        if header.trace:
+            _take_up_traces()
         if self.cancelled:
             raise asyncio.CancelledError
         arguments = arrival.arguments
@@ -515,7 +518,7 @@ class Execution:
         try:
             return serializer.loads(value)
         except ModuleNotFoundError as exc:
-            unimportable.refuse(exc, f"the worker that runs routine {self._tag}", by_value=True)
+            unimportable.refuse(exc, f"the worker that runs routine {self.tag}", by_value=True)
 
     async def _run_ahead(self, generator: AsyncGenerator[Any, Any], task: Task) -> None:
         """Advance it while the client wants more, which may be before it asks for each value."""
@@ -597,6 +600,15 @@ def _remote_frames(traceback: TracebackType | None) -> TracebackType | None:
     while rest is not None and rest.tb_frame.f_code.co_filename in OWN_FILES:
         rest = rest.tb_next
     return rest or traceback
+
+
+@cache
+def _take_up_traces() -> None:
+    """A task has come with a trace: have OpenTelemetry go on with such, if it is here."""
+    with contextlib.suppress(ImportError):
+        from wool.otel import instrument
+
+        instrument()
 
 
 OWN_FILES = frozenset({__file__, task_module.__file__})
