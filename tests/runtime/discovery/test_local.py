@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import logging
 import os
 import pickle
 import signal
@@ -761,6 +762,16 @@ class TestDirectory:
             before = {args[0] for args in heard if args[1] is not None}
         assert before == set()
         await quiet(discovery, publisher, consumer)
+
+    async def test_rescans_add_nothing_to_what_is_there(
+        self, discovery: LocalDiscovery, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        renewals = spy(monkeypatch, Hub, "_renew")
+        async with Consumer(discovery.subscribe(poll_interval=0.01)):
+            await watched(discovery)
+            before, rescans = list(logging.getLogger("watchdog").handlers), len(renewals)
+            await eventually(lambda: len(renewals) > rescans + 5)
+            assert logging.getLogger("watchdog").handlers == before
 
     async def test_is_removed_while_a_watch_is_set(
         self, discovery: LocalDiscovery, monkeypatch: pytest.MonkeyPatch

@@ -162,9 +162,10 @@ class Hub:
     def _watch(self, directory: Directory) -> None:
         try:
             import_module("watchdog.observers")
-            # It warns of directories that vanish, on stderr where logging is not set up.
-            logging.getLogger("watchdog").addHandler(logging.NullHandler())
-            self._imported = True
+            if not self._imported:
+                # It warns of directories that vanish, on stderr where logging is not set up.
+                logging.getLogger("watchdog").addHandler(logging.NullHandler())
+                self._imported = True
             with self._lock:
                 renewed = self._renew(directory)
         except FileNotFoundError:
