@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -15,23 +16,18 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from tests.torture.faults import FAULTS
-from tests.torture.load import Load, pid
-from wool import WorkerLost, WorkerPool
+from tests.torture.load import SIZE
+from tests.torture.result import HEAD, Result
+from tests.torture.scenarios import SCENARIOS, Amount, nothing, under_load
+from tests.torture.surroundings import ImpossibleError
 
 if TYPE_CHECKING:
-    from tests.torture.faults import Fault
-
-OUTCOMES = "returned", "raised", "cancelled", "lost", "refused"
-SIZE = 3
-PAUSE = 0.3, 1.0
-"""Seconds between faults, at least and at most."""
-
-RECOVERY_TIMEOUT = 20.0
-"""Seconds for the pool to be of its full size again."""
+    from tests.torture.scenarios import Surround
 
 SETTLE = 20.0
 """Seconds for what is left over to go away."""
+
+PLACE = "XDG_RUNTIME_DIR"
 
 
 class Held:
@@ -61,86 +57,69 @@ class Held:
             time.sleep(0.1)
 
 
-async def inflict(fault: Fault, pool: WorkerPool, rng: random.Random) -> int:
-    times = 0
-    try:
-        while True:
-            await asyncio.sleep(rng.uniform(*PAUSE))
-            await fault(pool, rng)
-            times += 1
-    except asyncio.CancelledError:
-        return times
+def run(names: list[str], amount: Amount, seed: int) -> bool:
+    """Run scenarios here, in this order; whether all that is promised was kept."""
+    # What is loaded and opened once in a process is not left behind by what is done later.
+    asyncio.run(under_load(nothing, random.Random(seed), 1))
+    held = Held(Path(os.environ[PLACE]))
+    results = []
+    for name in names:
+        result = asyncio.run(_bounded(name, amount, seed))
+        result.violations += [f"left behind: {each}" for each in held.left()]
+        print(result.row(name), flush=True)
+        results.append(not result.violations)
+    return all(results)
 
 
-async def recover() -> bool:
-    """Whether calls reach as many workers as the pool has started with."""
-    try:
-        async with asyncio.timeout(RECOVERY_TIMEOUT):
-            while True:
-                calls = (pid() for _ in range(4 * SIZE))
-                found = await asyncio.gather(*calls, return_exceptions=True)
-                if len({each for each in found if isinstance(each, int)}) == SIZE:
-                    return True
-                if strange := [each for each in found if not isinstance(each, int | WorkerLost)]:
-                    print(f"    meanwhile: {strange[0]!r}")
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        return False
+async def _bounded(name: str, amount: Amount, seed: int) -> Result:
+    return await SCENARIOS[name].run(random.Random(f"{seed} {name}"), amount)
 
 
-async def torture(name: str, fault: Fault, seconds: float, seed: int) -> tuple[int, Load]:
-    rng = random.Random(f"{seed} {name}")
+def run_apart(name: str, surround: Surround, options: argparse.Namespace) -> bool:
+    """Run one in a process of its own; whether all that is promised was kept, or it can't be."""
+    arguments = {each: getattr(options, each) for each in ("seconds", "calls", "seed")}
     with tempfile.TemporaryDirectory() as directory:
-        load = Load(Path(directory), rng)
-        async with WorkerPool(size=SIZE) as pool:
-            await asyncio.gather(*(pid() for _ in range(2 * SIZE)))
-            inflicting = asyncio.create_task(inflict(fault, pool, rng))
-            await load.run(seconds)
-            inflicting.cancel()
-            try:
-                times = await inflicting
-            except Exception as exc:
-                load.violations.append(f"the fault itself failed: {exc!r}")
-                times = 0
-            if not await recover():
-                load.violations.append(f"not of full size within {RECOVERY_TIMEOUT} s")
-        load.check()
-    return times, load
+        try:
+            with surround(Path(directory)) as (prefix, environment):
+                command = [*prefix, sys.executable, "-m", "tests.torture", "--apart"]
+                command += [f"--{each}={value}" for each, value in arguments.items()]
+                ended = subprocess.run(
+                    [*command, f"--only={name}"], env={**os.environ, **environment}, check=False
+                )
+        except ImpossibleError as exc:
+            print(f"{name:14}  skipped: {exc}", flush=True)
+            return True
+    return ended.returncode == 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10, help="of load for each fault")
+    parser.add_argument("--seconds", type=float, default=5, help="of load for each fault")
+    parser.add_argument(
+        "--calls", type=int, default=200_000, help="of the soak; half as many are made at once"
+    )
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--only", default=",".join(FAULTS), help=", ".join(FAULTS))
+    parser.add_argument("--only", default=",".join(SCENARIOS), help=", ".join(SCENARIOS))
+    parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    names = options.only.split(",")
+    amount = Amount(options.seconds, options.calls)
+    if options.apart:
+        return int(not run(names, amount, options.seed))
     print(f"seed {options.seed}, {options.seconds} s each, {SIZE} workers")
-    print(f"{'what':14}{'times':>6}{''.join(f'{each:>10}' for each in OUTCOMES)}  violations")
+    print(HEAD, flush=True)
     with tempfile.TemporaryDirectory(prefix="wool-", dir="/tmp") as runtime:
-        os.environ["XDG_RUNTIME_DIR"] = runtime
-        # What is loaded and opened once in a process is not left behind by what is done later.
-        asyncio.run(torture("nothing", nothing, 1, options.seed))
-        held = Held(Path(runtime))
-        results = [
-            report(
-                name, *asyncio.run(torture(name, FAULTS[name], options.seconds, options.seed)), held
-            )
-            for name in options.only.split(",")
+        os.environ[PLACE] = runtime
+        here = [name for name in names if SCENARIOS[name].surround is None]
+        kept = [
+            *([run(here, amount, options.seed)] if here else ()),
+            *(
+                run_apart(name, surround, options)
+                for name in names
+                if (surround := SCENARIOS[name].surround) is not None
+            ),
         ]
-    return int(not all(results))
-
-
-async def nothing(pool: WorkerPool, rng: random.Random) -> None:
-    """No fault."""
-
-
-def report(name: str, times: int, load: Load, held: Held) -> bool:
-    """Print what came of a fault; whether all that is promised was kept."""
-    violations = load.violations + [f"left behind: {each}" for each in held.left()]
-    counts = "".join(f"{load.outcomes[outcome]:10}" for outcome in OUTCOMES)
-    more = f" and {len(violations) - 3} more" if len(violations) > 3 else ""
-    print(f"{name:14}{times:6}{counts}  {'; '.join(violations[:3]) or 'none'}{more}", flush=True)
-    return not violations
+    return int(not all(kept))
 
 
 if __name__ == "__main__":

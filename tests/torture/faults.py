@@ -14,22 +14,26 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import wool
-from wool import WorkerLost
+from wool import LocalWorker, WorkerLost
 from wool.runtime.rundir import runtime_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from random import Random
 
     from wool import WorkerMetadata, WorkerPool
 
-    Fault = Callable[["WorkerPool", Random], Awaitable[None]]
+GONE = 10.0
+"""Seconds for a worker without its parent to end."""
+
+
+def admitted() -> list[WorkerMetadata]:
+    """The workers of the pool that is entered."""
+    return getattr(wool.__proxy__.get(), "workers", [])
 
 
 def victim(rng: Random) -> WorkerMetadata | None:
-    """One of the workers of the pool that is entered."""
-    proxy = wool.__proxy__.get()
-    workers = getattr(proxy, "workers", [])
+    """One of them, if there are any."""
+    workers = admitted()
     return rng.choice(workers) if workers else None
 
 
@@ -53,8 +57,10 @@ async def freeze(pool: WorkerPool, rng: Random) -> None:
     """SIGSTOP, and SIGCONT up to a second later."""
     worker = victim(rng)
     send(worker, signal.SIGSTOP)
-    await asyncio.sleep(rng.uniform(0, 1))
-    send(worker, signal.SIGCONT)
+    try:
+        await asyncio.sleep(rng.uniform(0, 1))
+    finally:
+        send(worker, signal.SIGCONT)
 
 
 @wool.routine
@@ -165,19 +171,15 @@ async def garbage(pool: WorkerPool, rng: Random) -> None:
             path.unlink(missing_ok=True)
 
 
-FAULTS: dict[str, Fault] = {
-    fault.__name__: fault
-    for fault in (
-        kill,
-        terminate,
-        freeze,
-        exit_inside,
-        segfault,
-        memory,
-        descriptors,
-        system_exit,
-        socket_file,
-        directory,
-        garbage,
-    )
-}
+async def control_pipe(pool: WorkerPool, rng: Random) -> None:
+    """The parent's end of a worker's control pipe closed: the worker takes it for orphaned."""
+    workers = [worker for worker in pool._started if isinstance(worker, LocalWorker)]
+    worker = rng.choice(workers) if workers else None
+    control = worker._process._control if worker is not None else None
+    if worker is not None and control is not None:
+        # The number stays in use, as the parent will close it some time.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, control, inheritable=False)
+        os.close(null)
+        async with asyncio.timeout(GONE):
+            await worker.wait()

@@ -1,0 +1,104 @@
+"""What is done and watched, by name."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.torture import faults
+from tests.torture.caller import caller
+from tests.torture.load import SIZE, Load, pid, recovered
+from tests.torture.result import Result
+from tests.torture.surroundings import clock_ahead, memory_given_back, ordinary, tiny_disk
+from tests.torture.system import clock, full_disk
+from wool import WorkerPool
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
+    from random import Random
+
+    from tests.torture.surroundings import Surroundings
+
+    Fault = Callable[[WorkerPool, Random], Awaitable[None]]
+    Surround = Callable[[Path], AbstractContextManager[Surroundings]]
+
+PAUSE = 0.3, 1.0
+"""Seconds between faults, at least and at most."""
+
+
+class Amount(NamedTuple):
+    """How much is done: seconds of each fault, calls of the soak."""
+
+    seconds: float
+    calls: int
+
+
+class Scenario(NamedTuple):
+    """What is run, and what it needs around a process of its own, if it runs in one."""
+
+    run: Callable[[Random, Amount], Awaitable[Result]]
+    surround: Surround | None = None
+
+
+async def inflict(fault: Fault, pool: WorkerPool, rng: Random, seconds: float) -> int:
+    """Again and again for so long, at least once. Returns how often."""
+    times = 0
+    end = time.monotonic() + seconds
+    while not times or time.monotonic() < end:
+        await asyncio.sleep(rng.uniform(*PAUSE))
+        await fault(pool, rng)
+        times += 1
+    return times
+
+
+async def under_load(fault: Fault, rng: Random, seconds: float) -> Result:
+    result = Result()
+    with tempfile.TemporaryDirectory() as directory:
+        load = Load(Path(directory), rng)
+        async with WorkerPool(size=SIZE) as pool:
+            await asyncio.gather(*(pid() for _ in range(2 * SIZE)))
+            inflicting = asyncio.create_task(inflict(fault, pool, rng, seconds))
+            await load.run(inflicting)
+            try:
+                result.times = await inflicting
+            except Exception as exc:
+                load.violations.append(f"the fault itself failed: {exc!r}")
+            load.violations += await recovered()
+        load.check()
+    result.outcomes, result.violations = load.outcomes, load.violations
+    return result
+
+
+async def nothing(pool: WorkerPool, rng: Random) -> None:
+    """No fault."""
+
+
+def _of(fault: Fault, surround: Surround | None = None) -> Scenario:
+    return Scenario(lambda rng, amount: under_load(fault, rng, amount.seconds), surround)
+
+
+FAULTS: tuple[Fault, ...] = (
+    faults.kill,
+    faults.terminate,
+    faults.freeze,
+    faults.exit_inside,
+    faults.segfault,
+    faults.memory,
+    faults.descriptors,
+    faults.system_exit,
+    faults.socket_file,
+    faults.directory,
+    faults.garbage,
+    faults.control_pipe,
+    caller,
+)
+
+SCENARIOS: dict[str, Scenario] = {
+    **{fault.__name__: _of(fault) for fault in FAULTS},
+    "full_disk": _of(full_disk, tiny_disk),
+    "clock": _of(clock, clock_ahead),
+}
