@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import asynccontextmanager
+from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ from tests.runtime.worker.peers import (
     settled,
 )
 from tests.support import eventually
+from tests.torture.storm import storm
 from wool import WorkerProxy
 from wool.runtime.worker.arena import Arena
 from wool.runtime.worker.connection import _links_of
@@ -236,6 +238,14 @@ async def test_calls_cancelled_at_any_moment(worker: WorkerMetadata) -> None:
             if isinstance(o, Exception | asyncio.CancelledError)
             and not isinstance(o, asyncio.CancelledError)
         ] == []
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.1"], ids=["shared memory", "the stream"])
+async def test_storm(host: str | None) -> None:
+    """Calls of all kinds, nested ones too; `make torture` does so for longer."""
+    result = await storm(Random(14), 2, host)
+    assert result.violations == []
+    assert result.outcomes["cancelled"] > 50
 
 
 async def _exhaust(stream: AsyncIterator[Any]) -> None:

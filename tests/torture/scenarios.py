@@ -12,6 +12,7 @@ from tests.torture import faults
 from tests.torture.caller import caller
 from tests.torture.load import SIZE, Load, pid, recovered
 from tests.torture.result import Result
+from tests.torture.storm import storm
 from tests.torture.surroundings import clock_ahead, memory_given_back, ordinary, tiny_disk
 from tests.torture.system import clock, full_disk
 from wool import WorkerPool
@@ -101,4 +102,6 @@ SCENARIOS: dict[str, Scenario] = {
     **{fault.__name__: _of(fault) for fault in FAULTS},
     "full_disk": _of(full_disk, tiny_disk),
     "clock": _of(clock, clock_ahead),
+    "storm": Scenario(lambda rng, amount: storm(rng, 2 * amount.seconds, None)),
+    "storm_in_chunks": Scenario(lambda rng, amount: storm(rng, 2 * amount.seconds, "127.0.0.1")),
 }
