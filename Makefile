@@ -49,7 +49,7 @@ proto-check: .venv-proto/.installed
 floors: .venv-floors/.installed
 	.venv-floors/bin/python -m pytest -m "not slow"
 
-# Breaks things under load, for about 20 s each. For example: make torture ARGS="--only kill --seconds 60"
+# Breaks things under load, for five minutes or so. For example: make torture ARGS="--only kill --seconds 60"
 torture: .venv/.installed-dev
 	.venv/bin/python -m tests.torture $(ARGS)
 

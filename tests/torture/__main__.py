@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from tests.torture.load import SIZE
-from tests.torture.result import HEAD, Result
+from tests.torture.result import HEAD
 from tests.torture.scenarios import SCENARIOS, Amount, nothing, under_load
 from tests.torture.surroundings import ImpossibleError
 
@@ -64,15 +64,12 @@ def run(names: list[str], amount: Amount, seed: int) -> bool:
     held = Held(Path(os.environ[PLACE]))
     results = []
     for name in names:
-        result = asyncio.run(_bounded(name, amount, seed))
+        rng = random.Random(f"{seed} {name}")
+        result = asyncio.run(SCENARIOS[name].run(rng, amount))
         result.violations += [f"left behind: {each}" for each in held.left()]
         print(result.row(name), flush=True)
         results.append(not result.violations)
     return all(results)
-
-
-async def _bounded(name: str, amount: Amount, seed: int) -> Result:
-    return await SCENARIOS[name].run(random.Random(f"{seed} {name}"), amount)
 
 
 def run_apart(name: str, surround: Surround, options: argparse.Namespace) -> bool:

@@ -6,19 +6,21 @@ import asyncio
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.torture import faults
 from tests.torture.caller import caller
+from tests.torture.crowd import crowd
 from tests.torture.load import SIZE, Load, pid, recovered
 from tests.torture.result import Result
+from tests.torture.soak import Soak
 from tests.torture.storm import storm
 from tests.torture.surroundings import clock_ahead, memory_given_back, ordinary, tiny_disk
 from tests.torture.system import clock, full_disk
 from wool import WorkerPool
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from contextlib import AbstractContextManager
     from random import Random
 
@@ -41,7 +43,7 @@ class Amount(NamedTuple):
 class Scenario(NamedTuple):
     """What is run, and what it needs around a process of its own, if it runs in one."""
 
-    run: Callable[[Random, Amount], Awaitable[Result]]
+    run: Callable[[Random, Amount], Coroutine[Any, Any, Result]]
     surround: Surround | None = None
 
 
@@ -104,4 +106,6 @@ SCENARIOS: dict[str, Scenario] = {
     "clock": _of(clock, clock_ahead),
     "storm": Scenario(lambda rng, amount: storm(rng, 2 * amount.seconds, None)),
     "storm_in_chunks": Scenario(lambda rng, amount: storm(rng, 2 * amount.seconds, "127.0.0.1")),
+    "crowd": Scenario(lambda rng, amount: crowd(amount.calls // 2), ordinary),
+    "soak": Scenario(lambda rng, amount: Soak(amount.calls, rng).run(), memory_given_back),
 }
