@@ -12,12 +12,13 @@ import pytest
 
 import wool
 from tests.runtime.worker.memory import MemoryDiscovery
-from tests.runtime.worker.routines import echo, gone, kill, pid, spread
+from tests.runtime.worker.routines import echo, gone, kill, nap, pid, spread
 from tests.support import eventually
 from wool import LocalWorker, WorkerPool, WorkerProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from wool import DiscoveryEventType, WorkerMetadata
 
@@ -321,3 +322,14 @@ async def test_stream_of_a_worker_that_is_dropped_goes_on() -> None:
             await anext(stream)
     finally:
         await worker.stop()
+
+
+async def test_call_waits_for_the_successor_of_a_worker_that_drains(tmp_path: Path) -> None:
+    async with WorkerPool(size=1):
+        first = await pid()
+        napping = asyncio.create_task(nap(str(tmp_path / "nap"), 1))
+        await eventually((tmp_path / "nap.started").exists)
+        os.kill(first, signal.SIGINT)
+        while await pid() == first:
+            pass
+        assert await napping == "slept"

@@ -28,6 +28,7 @@ logger = logging.getLogger("wool.service")
 
 BUSY: Final[int] = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 BROKEN: Final[int] = grpc.StatusCode.INTERNAL.value[0]
+STOPPING: Final[int] = grpc.StatusCode.UNAVAILABLE.value[0]
 
 RECHECK = 1.0
 """Seconds after which a worker whose backpressure hook has refused a task asks it again."""

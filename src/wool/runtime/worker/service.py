@@ -37,7 +37,7 @@ from wool.runtime.resourcepool import ResourcePool
 from wool.runtime.serializer import Payload
 from wool.runtime.worker.arena import Shared
 from wool.runtime.worker.auth import CredentialContext
-from wool.runtime.worker.backpressure import BUSY, Admission, BackpressureLike, Limit
+from wool.runtime.worker.backpressure import BUSY, STOPPING, Admission, BackpressureLike, Limit
 from wool.runtime.worker.base import ChannelOptions
 from wool.runtime.worker.executor import (
     GIVEN_BACK,
@@ -225,7 +225,7 @@ class _Session:
         if function is None and isinstance(arguments, Payload) and not arguments.buffers:
             raise UnexpectedResponse(f"call {call} is of nothing callable")
         if self._service.stopping.is_set():
-            self._refuse(call, DRAINING)
+            self._refuse(call, DRAINING, STOPPING)
             return
         if self._limit is not None and not task.caller:
             if not self._limit.take(self):

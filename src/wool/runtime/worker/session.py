@@ -47,7 +47,7 @@ from wool.runtime.errors import (
     WorkerLost,
 )
 from wool.runtime.worker.arena import WORTHWHILE
-from wool.runtime.worker.backpressure import BUSY
+from wool.runtime.worker.backpressure import BUSY, STOPPING
 from wool.runtime.worker.call import Call, Stage
 from wool.runtime.worker.fetches import Fetches
 from wool.runtime.worker.framing import (
@@ -110,8 +110,8 @@ class Session:
 
     `stream` is the gRPC call, past its initial metadata, or what stands for one; `shared` is the
     memory shared with the worker, if any, which the session closes. `ascertain` tells how the
-    worker's process died, if that is known. `on_lost` is called when the stream has broken,
-    `on_room` when a worker that was full has room for so many more tasks.
+    worker's process died, if that is known. `on_lost` is called when the stream has broken or the
+    worker takes no more, `on_room` when a worker that was full has room for so many more tasks.
     """
 
     def __init__(
@@ -460,9 +460,18 @@ class Session:
         body = getattr(frame, kind)
         if kind in ("result", "item", "exception"):
             body = self._assemblies.take(frame.call, body)
-        elif kind == "nack" and body.code == BUSY:
-            self._allowance = 0
+        elif kind == "nack":
+            self._refused(body.code)
         self._deliver(call, kind, body)
+
+    def _refused(self, code: int) -> None:
+        if code == BUSY:
+            self._allowance = 0
+        elif code == STOPPING and self._accepting:
+            self._accepting = False
+            if self._on_lost is not None:
+                self._on_lost()
+            self._grant()
 
     def _deliver(self, call: Call, kind: str, body: Any) -> None:
         if kind in TERMINAL:
