@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ from tests.torture.soak import Soak
 from tests.torture.storm import storm
 from tests.torture.surroundings import clock_ahead, memory_given_back, ordinary, tiny_disk
 from tests.torture.system import clock, full_disk
-from wool import WorkerPool
+from wool import LocalWorker, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -58,11 +59,13 @@ async def inflict(fault: Fault, pool: WorkerPool, rng: Random, seconds: float) -
     return times
 
 
-async def under_load(fault: Fault, rng: Random, seconds: float) -> Result:
+async def under_load(fault: Fault, rng: Random, seconds: float, limit: int | None = None) -> Result:
+    """`limit` is how many calls a worker runs at once."""
     result = Result()
     with tempfile.TemporaryDirectory() as directory:
         load = Load(Path(directory), rng)
-        async with WorkerPool(size=SIZE) as pool:
+        worker = partial(LocalWorker, max_concurrent_tasks=limit)
+        async with WorkerPool(size=SIZE, worker=worker) as pool:
             await asyncio.gather(*(pid() for _ in range(2 * SIZE)))
             inflicting = asyncio.create_task(inflict(fault, pool, rng, seconds))
             await load.run(inflicting)
@@ -80,8 +83,8 @@ async def nothing(pool: WorkerPool, rng: Random) -> None:
     """No fault."""
 
 
-def _of(fault: Fault, surround: Surround | None = None) -> Scenario:
-    return Scenario(lambda rng, amount: under_load(fault, rng, amount.seconds), surround)
+def _of(fault: Fault, surround: Surround | None = None, limit: int | None = None) -> Scenario:
+    return Scenario(lambda rng, amount: under_load(fault, rng, amount.seconds, limit), surround)
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -102,6 +105,7 @@ FAULTS: tuple[Fault, ...] = (
 
 SCENARIOS: dict[str, Scenario] = {
     **{fault.__name__: _of(fault) for fault in FAULTS},
+    "kill_full": _of(faults.kill, limit=2),
     "full_disk": _of(full_disk, tiny_disk),
     "clock": _of(clock, clock_ahead),
     "storm": Scenario(lambda rng, amount: storm(rng, 2 * amount.seconds, None)),
