@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
-from tests.programs import ROOT, Surroundings, quickstart
+from tests.programs import ROOT, SECONDS, Surroundings, quickstart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +38,15 @@ def run(surroundings: Surroundings, name: str) -> list[str]:
 def test_every_example_has_a_test() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")} - {"hybrid_lease_neighbour"}
 
-    assert names == {"quickstart", "streaming", "fib", "hybrid_lease", "word_count", "pipeline"}
+    assert names == {
+        "quickstart",
+        "streaming",
+        "fib",
+        "hybrid_lease",
+        "word_count",
+        "pipeline",
+        "fastapi_app",
+    }
 
 
 def test_no_example_needs_a_main_guard() -> None:
@@ -112,3 +126,44 @@ def test_pipeline_adds_up_what_the_log_says(surroundings: Surroundings) -> None:
         "  /fleece: 49,436,284 bytes",
         "  /yarn: 49,097,492 bytes",
     ]
+
+
+@contextmanager
+def served(surroundings: Surroundings, app: str) -> Iterator[str]:
+    """The address of a server of the app, which must end in order."""
+    module = f"{app.partition(':')[0]}.py"
+    shutil.copy(EXAMPLES / module, surroundings.work)
+    with subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "--port", "0", app],
+        cwd=surroundings.work,
+        env=surroundings.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stderr
+            said = []
+            for line in server.stderr:
+                said.append(line)
+                if found := re.search(r"running on (http://\S+)", line):
+                    yield found[1]
+                    break
+            else:
+                pytest.fail("".join(said))
+        finally:
+            server.terminate()
+            _, rest = server.communicate(timeout=SECONDS)
+    assert "Application shutdown complete" in rest
+    assert "Traceback" not in rest
+    assert surroundings.processes() == []
+
+
+async def test_fastapi_app_answers_with_what_workers_find(surroundings: Surroundings) -> None:
+    """More requests at once than its workers run calls: the others wait."""
+    with served(surroundings, "fastapi_app:app") as address:
+        async with httpx.AsyncClient(base_url=address, timeout=SECONDS) as client:
+            answers = await asyncio.gather(
+                *(client.get(f"/factors/{2**number}") for number in range(1, 31))
+            )
+
+    assert [answer.json() for answer in answers] == [[2] * number for number in range(1, 31)]
