@@ -11,7 +11,7 @@ PROTOC := .venv-proto/bin/python -m grpc_tools.protoc --proto_path=wool/protocol
 	wool/protocol/wire.proto
 GENERATED := wool/protocol/wire_pb2.py wool/protocol/wire_pb2.pyi
 
-.PHONY: quickstart test lint format types proto proto-check floors torture bench clean
+.PHONY: quickstart test lint format types proto proto-check docs floors torture bench clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.installed
@@ -45,6 +45,10 @@ proto-check: .venv-proto/.installed
 		echo "src/wool/protocol is not what protos/wire.proto says: run 'make proto'" >&2; exit 1; \
 	fi
 
+# The site, in build/site. Whatever is wrong with it is an error, as it is in the tests.
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
 # The lowest versions of the dependencies that pyproject.toml declares.
 floors: .venv-floors/.installed
 	.venv-floors/bin/python -m pytest -m "not slow"
@@ -60,7 +64,7 @@ bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-proto .venv-floors .venv-bench benchmarks/.venv-wool build dist .coverage .coverage.* htmlcov
+	rm -rf .venv .venv-proto .venv-docs .venv-floors .venv-bench benchmarks/.venv-wool build dist .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -77,6 +81,11 @@ clean:
 .venv-bench/.installed: $(PROJECT)
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/$(PIP) --editable '.[bench]'
+	touch $@
+
+.venv-docs/.installed: $(PROJECT)
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/$(PIP) --editable '.[docs]'
 	touch $@
 
 .venv-floors/.installed: $(PROJECT) Makefile

@@ -117,6 +117,9 @@ class Surroundings:
         return found
 
 
+FENCE = r'```(\w*)(?: title="([^"]*)")?'
+
+
 class Block(NamedTuple):
     """A block of code on a page. `line` is that of its first line, `heading` the one above."""
 
@@ -124,20 +127,21 @@ class Block(NamedTuple):
     text: str
     heading: str
     line: int
+    title: str = ""
 
 
 def blocks(page: Path) -> list[Block]:
     found = []
     heading, opened, lines = "", 0, [""]
-    language = None
+    language, title = None, ""
     text = page.read_text(encoding="utf-8")
     for number, line in enumerate(text.splitlines(), 1):
         if language is None and line.startswith("#"):
             heading = line.lstrip("# ")
-        elif language is None and (fence := re.fullmatch(r"```(\w*)", line)):
-            language, opened, lines = fence[1], number + 1, []
+        elif language is None and (fence := re.fullmatch(FENCE, line)):
+            language, title, opened, lines = fence[1], fence[2] or "", number + 1, []
         elif line == "```" and language is not None:
-            found.append(Block(language, "\n".join(lines) + "\n", heading, opened))
+            found.append(Block(language, "\n".join(lines) + "\n", heading, opened, title))
             language = None
         else:
             lines.append(line)
