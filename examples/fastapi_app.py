@@ -29,13 +29,14 @@ async def factors(number: int) -> list[int]:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     worker = partial(wool.LocalWorker, max_concurrent_tasks=CALLS)
-    async with wool.WorkerPool(size=2, worker=worker):
-        yield {"proxy": wool.__proxy__.get()}
+    async with wool.WorkerPool(size=2, worker=worker) as pool:
+        yield {"pool": pool}
 
 
-async def use_pool(request: Request) -> None:
+async def use_pool(request: Request) -> AsyncIterator[None]:
     """The lifespan is a task of its own, and a pool is active in the task that has entered it."""
-    wool.__proxy__.set(request.state.proxy)
+    with request.state.pool.activate():
+        yield
 
 
 app = FastAPI(lifespan=lifespan, dependencies=[Depends(use_pool)])

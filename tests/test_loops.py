@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import copy
 import itertools
+import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -206,3 +207,28 @@ async def test_routine_of_a_thread_s_loop_without_the_context_finds_no_pool() ->
         empty = contextvars.Context()
         with pytest.raises(RuntimeError, match="No pool is active"):
             await asyncio.to_thread(empty.run, asyncio.run, echo(1))
+
+
+async def test_pool_is_active_in_another_task_that_asks_for_it() -> None:
+    entered, over = asyncio.Event(), asyncio.Event()
+    pool = WorkerPool(size=1)
+
+    async def lifespan() -> None:
+        async with pool:
+            entered.set()
+            await over.wait()
+
+    with pytest.raises(RuntimeError, match="is not entered"), pool.activate():
+        pass
+    living = asyncio.create_task(lifespan())
+    await entered.wait()
+    with pytest.raises(RuntimeError, match="No pool is active"):
+        await pid()
+    with pool.activate():
+        assert await pid() != os.getpid()
+    with pytest.raises(RuntimeError, match="No pool is active"):
+        await pid()
+    over.set()
+    await living
+    with pytest.raises(RuntimeError, match="is not entered"), pool.activate():
+        pass

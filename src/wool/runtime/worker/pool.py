@@ -7,11 +7,12 @@ import inspect
 import logging
 import os
 import warnings
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
+import wool
 from wool.runtime.byvalue import check_modules, registered
 from wool.runtime.discovery.addresses import is_loopback
 from wool.runtime.discovery.base import DiscoveryLike, DiscoveryPublisherLike
@@ -27,7 +28,7 @@ from wool.runtime.worker.process import START_TIMEOUT, check_credentials
 from wool.runtime.worker.proxy import TagFilter, WorkerProxy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
     from types import ModuleType, TracebackType
 
     from wool.runtime.loadbalancer.base import LoadBalancerLike
@@ -189,6 +190,21 @@ class WorkerPool:
         if self._proxy is not None:
             self._proxy.deactivate()
         await self._leave(exc)
+
+    @contextmanager
+    def activate(self) -> Iterator[None]:
+        """Have routines that are called in a block run in this pool, while it is entered.
+
+        For tasks that are no children of the one that has entered it, such as the handlers of a web
+        app whose lifespan has, or the cells of a notebook. Raises `RuntimeError` if it is not.
+        """
+        if self._proxy is None or not self._proxy.started:
+            raise RuntimeError(f"{self!r} is not entered: `async with` it first, and until later")
+        token = wool.__proxy__.set(self._proxy)
+        try:
+            yield
+        finally:
+            wool.__proxy__.reset(token)
 
     # Entering
 
