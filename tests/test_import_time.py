@@ -7,12 +7,16 @@ import subprocess
 import sys
 
 HEAVY = {
+    "click",
     "cryptography",
     "importlib.metadata",
     "multiprocessing",
     "numpy",
+    "prometheus_client",
+    "psutil",
     "rich",
     "watchdog",
+    "wool.cli",
     "zeroconf",
 }
 

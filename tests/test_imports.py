@@ -40,8 +40,11 @@ LAYERS = [
     (
         "wool.runtime.worker.backpressure",
         "wool.runtime.worker.framing",
+        "wool.runtime.worker.health",
+        "wool.runtime.worker.line",
         "wool.runtime.worker.loopback",
         "wool.runtime.worker.relay",
+        "wool.runtime.worker.status",
         "wool.runtime.worker.transport",
     ),
     ("wool.runtime.worker.arena",),
@@ -53,14 +56,17 @@ LAYERS = [
     ("wool.runtime.loadbalancer.*", "wool.runtime.worker.line"),
     ("wool.runtime.worker.roster",),
     ("wool.runtime.worker.proxy",),
+    ("wool.runtime.worker.stacks",),
     ("wool.runtime.worker.health", "wool.runtime.worker.interceptor", "wool.runtime.worker.watch"),
     ("wool.runtime.worker.service",),
     ("wool.runtime.worker.process",),
-    ("wool.runtime.worker.local", "wool.runtime.worker.main"),
+    ("wool.runtime.worker.crew", "wool.runtime.worker.local", "wool.runtime.worker.main"),
     ("wool.runtime.worker.pool",),
     ("wool.runtime.progress", "wool.runtime.routine.wrapper"),
     ("wool.runtime.map",),
     ("wool.__init__",),
+    ("wool.cli.*",),
+    ("wool.__main__",),
 ]
 
 AMBIENT = {

@@ -5,11 +5,17 @@ import shlex
 import shutil
 import subprocess
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
+import click
 import pytest
 
 import wool
 from tests.programs import ROOT, Block, Surroundings, blocks
+from wool.cli.commands import wool as program
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BLOCKS = blocks(ROOT / "README.md")
 PROGRAMS = [
@@ -54,9 +60,24 @@ def test_make_knows_the_commands(target: str) -> None:
 
 def test_commands_are_of_a_kind_that_is_tested() -> None:
     """The third one is what `make` does as well, but for making it editable."""
-    assert COMMANDS == ["make quickstart", "make test", "python -m pip install ."]
+    others = [command for command in COMMANDS if not command.startswith("wool ")]
+    assert others == ["make quickstart", "make test", "python -m pip install ."]
     for command in COMMANDS:
         assert shlex.split(command)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("wool ")])
+def test_command_has_the_options(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ca.pem", "key.pem", "cert.pem", "script.py"):
+        (tmp_path / name).touch()
+    _, name, *arguments = shlex.split(line)
+    subcommand = program.get_command(click.Context(program), name)
+    assert subcommand is not None
+
+    assert subcommand.make_context(name, arguments).params
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/extending.md", "benchmarks/README.md"])

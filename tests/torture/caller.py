@@ -36,7 +36,9 @@ async def caller(pool: WorkerPool, rng: Random) -> None:
     others run, and nobody keeps the memory that they shared. None of its calls ran twice.
     """
     assert pool.namespace is not None
-    survivors = [os.getpid(), *(worker.metadata.pid for worker in pool._started if worker.metadata)]
+    assert pool._crew is not None
+    serving = pool._crew.serving.values()
+    survivors = [os.getpid(), *(worker.metadata.pid for worker in serving if worker.metadata)]
     with tempfile.TemporaryDirectory() as directory:
         program = (sys.executable, "-m", "tests.torture.caller_program")
         process = await asyncio.create_subprocess_exec(

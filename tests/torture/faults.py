@@ -173,7 +173,8 @@ async def garbage(pool: WorkerPool, rng: Random) -> None:
 
 async def control_pipe(pool: WorkerPool, rng: Random) -> None:
     """The parent's end of a worker's control pipe closed: the worker takes it for orphaned."""
-    workers = [worker for worker in pool._started if isinstance(worker, LocalWorker)]
+    serving = pool._crew.serving.values() if pool._crew is not None else ()
+    workers = [worker for worker in serving if isinstance(worker, LocalWorker)]
     worker = rng.choice(workers) if workers else None
     control = worker._process._control if worker is not None else None
     if worker is not None and control is not None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 
 import wool
 from tests.runtime.worker.routines import block, ended, gone, nap, pid, spread, started
@@ -294,3 +297,44 @@ def test_worker_for_the_network_without_credentials_warns(host: str) -> None:
 def test_worker_for_this_machine_does_not_warn(host: str | None) -> None:
     LocalWorker(host=host)
     LocalWorker(host="0.0.0.0", credentials=wool.WorkerCredentials(b"", b"", b""))
+
+
+def prepare(path: str) -> None:
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+
+
+def fail_to_prepare() -> None:
+    raise LookupError("nothing to prepare")
+
+
+@wool.routine
+async def kind_of_loop() -> str:
+    return type(asyncio.get_running_loop()).__module__
+
+
+async def test_worker_is_prepared_before_it_serves(path: str) -> None:
+    worker = LocalWorker(initializer=partial(prepare, path), loop_factory=uvloop.new_event_loop)
+    await worker.start()
+    with open(path) as file:  # noqa: ASYNC230
+        assert int(file.read()) == id_of(worker)
+    async with proxy(worker):
+        assert await kind_of_loop() == "uvloop"
+    await worker.stop()
+
+
+async def test_worker_that_can_not_be_prepared_does_not_start() -> None:
+    with pytest.raises(RuntimeError, match="LookupError: nothing to prepare"):
+        await LocalWorker(initializer=fail_to_prepare).start()
+
+
+@pytest.mark.parametrize("name", ["initializer", "loop_factory"])
+def test_hook_that_can_not_be_called_or_pickled_is_refused(name: str) -> None:
+    options: dict[str, Any] = {name: "a name"}
+    with pytest.raises(TypeError, match=f"{name} must be callable, or None, got 'a name'"):
+        LocalWorker(**options)
+    lock = threading.Lock()
+    options = {name: lambda: lock}
+    with pytest.raises(TypeError, match="pickle") as caught:
+        LocalWorker(**options)
+    assert f"while pickling {name}" in "".join(caught.value.__notes__)

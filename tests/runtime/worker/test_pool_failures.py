@@ -177,8 +177,8 @@ async def test_announcement_that_fails_at_entry() -> None:
 
 
 async def test_announcement_that_hangs_at_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wool.runtime.worker.pool.START_TIMEOUT", 3)
-    monkeypatch.setattr("wool.runtime.worker.pool.START_MARGIN", 0)
+    monkeypatch.setattr("wool.runtime.worker.crew.START_TIMEOUT", 3)
+    monkeypatch.setattr("wool.runtime.worker.crew.START_MARGIN", 0)
     discovery = Failing()
     discovery.hangs = True
     with pytest.raises(ExceptionGroup, match="worker spawn failures") as caught:
@@ -212,8 +212,8 @@ async def test_worker_that_hangs_at_start_for_its_own_reasons(
         async def _start(self, timeout: float | None) -> None:
             await asyncio.Event().wait()
 
-    monkeypatch.setattr("wool.runtime.worker.pool.START_TIMEOUT", 0.1)
-    monkeypatch.setattr("wool.runtime.worker.pool.START_MARGIN", 0)
+    monkeypatch.setattr("wool.runtime.worker.crew.START_TIMEOUT", 0.1)
+    monkeypatch.setattr("wool.runtime.worker.crew.START_MARGIN", 0)
     with pytest.raises(ExceptionGroup, match="worker spawn failures") as caught:
         await WorkerPool(size=1, worker=Hanging).__aenter__()
     assert isinstance(caught.value.exceptions[0], TimeoutError)

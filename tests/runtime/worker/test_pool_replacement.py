@@ -31,7 +31,7 @@ def admitted() -> list[WorkerMetadata]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wool.runtime.worker.pool.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("wool.runtime.worker.crew.FIRST_DELAY", 0.01)
 
 
 async def test_killed_worker_is_replaced_and_its_calls_are_lost() -> None:
@@ -180,7 +180,7 @@ async def test_worker_that_dies_repeatedly_at_start_is_given_up_on(
 async def test_slot_of_a_worker_given_up_on_is_open_to_strangers(
     impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wool.runtime.worker.pool.ATTEMPTS", 0)
+    monkeypatch.setattr("wool.runtime.worker.crew.ATTEMPTS", 0)
     stranger = LocalWorker()
     await stranger.start()
     try:

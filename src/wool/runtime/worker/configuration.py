@@ -33,4 +33,6 @@ class Configuration(NamedTuple):
     blocking_threshold: float | None
     max_concurrent_tasks: int | None
     backpressure: bytes | None
-    """Pickled, as it may be defined where only the parent can find it by name."""
+    """Pickled, as it may be defined where only the parent can find it by name. So are these."""
+    initializer: bytes | None
+    loop_factory: bytes | None

@@ -57,8 +57,8 @@ class RoutineLoop:
 
     _relay: Relay
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
+        self.loop = (loop_factory or asyncio.new_event_loop)()
         self._ending = False
         self._thread = threading.Thread(target=self._main, name="wool routines", daemon=True)
 

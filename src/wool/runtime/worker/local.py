@@ -10,6 +10,9 @@ from wool.runtime.worker.base import Worker
 from wool.runtime.worker.process import WorkerProcess
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
     from wool.runtime.worker.auth import Credentials
     from wool.runtime.worker.backpressure import BackpressureLike
     from wool.runtime.worker.base import WorkerOptions
@@ -35,6 +38,9 @@ class LocalWorker(Worker):
 
     A routine that keeps the worker's event loop from running anything else for `blocking_threshold`
     seconds is logged, with its stack (None: never).
+
+    `initializer` is called in its process before it serves; what that raises fails the start.
+    `loop_factory` makes its event loops, such as `uvloop.new_event_loop`.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class LocalWorker(Worker):
         max_concurrent_tasks: int | None = None,
         backpressure: BackpressureLike | None = None,
         blocking_threshold: float | None = 1.0,
+        initializer: Callable[[], object] | None = None,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
         **extra: Any,
     ) -> None:
         super().__init__(*tags, **extra)
@@ -68,6 +76,8 @@ class LocalWorker(Worker):
             "max_concurrent_tasks": max_concurrent_tasks,
             "backpressure": backpressure,
             "blocking_threshold": blocking_threshold,
+            "initializer": initializer,
+            "loop_factory": loop_factory,
         }
         self._process = WorkerProcess(**self._settings)
         if host is not None and credentials is None and not is_loopback(host):

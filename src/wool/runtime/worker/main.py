@@ -14,7 +14,7 @@ import os
 import pickle
 import signal
 import sys
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import grpc.aio
 
@@ -27,10 +27,10 @@ from wool.runtime.worker.configuration import STOP
 from wool.runtime.worker.interceptor import VersionInterceptor
 from wool.runtime.worker.metadata import WorkerMetadata
 from wool.runtime.worker.service import WorkerService
-from wool.runtime.worker.transport import obstacle, server_arguments
+from wool.runtime.worker.transport import obstacle, overlook_closed_loops, server_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
     from wool.runtime.worker.configuration import Configuration
@@ -47,7 +47,11 @@ def main() -> None:
     parent = os.getppid()
     code = 1
     try:
-        asyncio.run(serve(_configure(control), control, report))
+        configuration = _configure(control)
+        if configuration.initializer is not None:
+            pickle.loads(configuration.initializer)()
+        with asyncio.Runner(loop_factory=_loop_factory(configuration)) as runner:
+            runner.run(serve(configuration, control, report))
         code = 0
     except BaseException as exc:
         _report(report, b"!" + f"{type(exc).__name__}: {exc}".encode())
@@ -83,6 +87,13 @@ def _configure(control: int) -> Configuration:
     return loaded
 
 
+def _loop_factory(
+    configuration: Configuration,
+) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    pickled = configuration.loop_factory
+    return None if pickled is None else cast("Any", pickle.loads(pickled))
+
+
 def _read(pipe: BinaryIO, size: int) -> bytes:
     data = b""
     while len(data) < size:
@@ -109,13 +120,14 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
         blocking_threshold=configuration.blocking_threshold,
         max_concurrent_tasks=configuration.max_concurrent_tasks,
         backpressure=None if hook is None else pickle.loads(hook),
+        loop_factory=_loop_factory(configuration),
     )
     server = grpc.aio.server(
         interceptors=[VersionInterceptor()], options=server_arguments(configuration.options)
     )
     protocol.add_to_server(service, server)
     health.add_to_server(health.Health(service.stopping), server)
-    asyncio.get_running_loop().set_exception_handler(_handle_exception)
+    asyncio.get_running_loop().set_exception_handler(overlook_closed_loops)
     try:
         metadata = _bind(server, configuration)
         wool.__worker_metadata__ = metadata
@@ -135,12 +147,6 @@ def _remove(directory: str) -> None:
     for remove, path in ((os.unlink, f"{directory}/s"), (os.rmdir, directory)):
         with contextlib.suppress(OSError):
             remove(path)
-
-
-def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Overlook what gRPC, at the end, has to tell the routine loop, which is closed by then."""
-    if str(context.get("exception")) != "Event loop is closed":
-        loop.default_exception_handler(context)
 
 
 def _bind(server: grpc.aio.Server, configuration: Configuration) -> WorkerMetadata:

@@ -23,8 +23,9 @@ from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
 from wool.runtime.typing import Undefined
 from wool.runtime.worker.auth import WorkerCredentialsProvider
 from wool.runtime.worker.base import WorkerLike
+from wool.runtime.worker.crew import ANNOUNCE_TIMEOUT, Crew, Departure
 from wool.runtime.worker.local import LocalWorker
-from wool.runtime.worker.process import START_TIMEOUT, check_credentials
+from wool.runtime.worker.process import check_credentials
 from wool.runtime.worker.proxy import TagFilter, WorkerProxy
 
 if TYPE_CHECKING:
@@ -37,21 +38,6 @@ if TYPE_CHECKING:
     from wool.runtime.worker.base import WorkerFactory
 
 logger = logging.getLogger("wool.pool")
-
-START_MARGIN = 10.0
-"""Seconds over a worker's own start timeout after which the pool gives up on it."""
-
-SHORT_LIFE = 5.0
-"""Seconds; a worker that dies sooner is replaced after a delay."""
-
-ATTEMPTS = 5
-"""How many failed starts in a row are enough."""
-
-ANNOUNCE_TIMEOUT = 5.0
-"""Seconds for a discovery to take an announcement, or to be left."""
-
-FIRST_DELAY, LAST_DELAY = 0.1, 5.0
-"""Seconds before another start, doubling as long as workers die early or don't start."""
 
 
 class WorkerPool:
@@ -142,9 +128,7 @@ class WorkerPool:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._discovering, self._publishing = AsyncExitStack(), AsyncExitStack()
         self._publisher: DiscoveryPublisherLike | None = None
-        self._workers: list[WorkerLike] = []
-        self._started: list[WorkerLike] = []
-        self._supervisors: list[asyncio.Task[None]] = []
+        self._crew: Crew | None = None
         self._proxy: WorkerProxy | None = None
 
     def __repr__(self) -> str:
@@ -172,7 +156,12 @@ class WorkerPool:
             discovery = await self._enter_discovery()
             if self._size:
                 self._publisher = await self._enter_publisher(discovery)
-                self._workers = self._make_workers()
+                self._crew = Crew(
+                    self._make_worker,
+                    self._size,
+                    self._publisher,
+                    changed=self._reserve,
+                )
             await self._start(discovery)
         except BaseException as exc:
             await self._leave(exc)
@@ -225,10 +214,7 @@ class WorkerPool:
             raise ValueError(f"Expected DiscoveryPublisherLike, got: {publisher!r}")
         return publisher
 
-    def _make_workers(self) -> list[WorkerLike]:
-        return [self._make_worker() for _ in range(self._size)]
-
-    def _make_worker(self) -> WorkerLike:
+    def _make_worker(self, slot: int) -> WorkerLike:
         make: Any = self._worker or LocalWorker
         options: dict[str, Any] = {"credentials": self._credentials}
         host = getattr(self._publisher, "bind_host", None)
@@ -243,119 +229,37 @@ class WorkerPool:
         return worker
 
     async def _start(self, discovery: DiscoveryLike) -> None:
-        results = await asyncio.gather(
-            *(self._start_worker(worker) for worker in self._workers), return_exceptions=True
-        )
-        failures = [result for result in results if result is not None]
-        if failures:
-            raise BaseExceptionGroup("worker spawn failures", failures)
+        if self._crew is not None:
+            await self._crew.start()
         self._proxy = WorkerProxy(
             discovery=discovery.subscribe(self._filter) if self._filter else discovery.subscriber,
             loadbalancer=self._loadbalancer,
             credentials=self._credentials,
             lease=self._cap,
         )
-        self._proxy.reserve(worker.uid for worker in self._workers)
+        self._reserve()
         await self._proxy.start()
-        self._supervisors = [
-            asyncio.create_task(self._supervise(worker), name="wool supervisor")
-            for worker in self._workers
-        ]
-
-    async def _start_worker(self, worker: WorkerLike) -> None:
-        async with asyncio.timeout(START_TIMEOUT + START_MARGIN):
-            await worker.start()
-            self._started.append(worker)
-            if worker.metadata is None:
-                raise RuntimeError(f"{worker!r} has started without metadata")
-            assert self._publisher is not None
-            await self._publisher.publish("worker-added", worker.metadata)
-
-    # While it is entered
-
-    async def _supervise(self, worker: WorkerLike) -> None:
-        """Replace the worker, and its replacements, whenever they die."""
-        clock = asyncio.get_running_loop().time
-        delay = 0.0
-        while (wait := getattr(worker, "wait", None)) is not None:
-            born = clock()
-            how = await wait()
-            logger.warning("%r is replaced: %s", worker, how)
-            await self._drop(worker)
-            early = clock() - born < SHORT_LIFE
-            delay = min(max(2 * delay, FIRST_DELAY), LAST_DELAY) if early else 0.0
-            await asyncio.sleep(delay)
-            replacement = await self._replace(worker)
-            if replacement is None:
-                self._give_up(worker)
-                return
-            worker = replacement
-
-    async def _replace(self, worker: WorkerLike) -> WorkerLike | None:
-        """Start another one in its place; None if that has failed too often in a row."""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                await asyncio.sleep(min(FIRST_DELAY * 2**attempt, LAST_DELAY))
-            replacement = await self._try_to_replace(worker)
-            if replacement is not None:
-                return replacement
-        return None
-
-    def _give_up(self, worker: WorkerLike) -> None:
-        self._disown(worker)
-        message = f"{worker!r} has died and is not replaced: {ATTEMPTS} others did not start"
-        logger.error(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-    async def _try_to_replace(self, worker: WorkerLike) -> WorkerLike | None:
-        replacement = None
-        try:
-            replacement = self._make_worker()
-            self._own(worker, replacement)
-            await self._start_worker(replacement)
-        except Exception:
-            logger.exception("%r could not be replaced", worker)
-            if replacement is None:
-                return None
-            self._own(replacement, worker)
-            if replacement in self._started:
-                await self._drop(replacement)
-            return None
-        return replacement
-
-    def _own(self, former: WorkerLike, worker: WorkerLike) -> None:
-        """Have one of its own workers be another one."""
-        self._workers[self._workers.index(former)] = worker
-        self._reserve()
-
-    def _disown(self, worker: WorkerLike) -> None:
-        self._workers.remove(worker)
-        self._reserve()
+        if self._crew is not None:
+            self._crew.supervise()
 
     def _reserve(self) -> None:
-        assert self._proxy is not None
-        self._proxy.reserve(each.uid for each in self._workers)
-
-    async def _drop(self, worker: WorkerLike) -> None:
-        """Let go of a worker that has died, or is of no use."""
-        await self._announce_drop(worker)
-        self._started.remove(worker)
-        try:
-            await worker.stop()
-        except Exception:
-            logger.exception("%r did not stop in order", worker)
+        if self._proxy is not None:
+            self._proxy.reserve(self._crew.uids if self._crew is not None else ())
 
     # Leaving
 
     async def _leave(self, exc: BaseException | None) -> None:
         try:
-            await _to_the_end(self._shut_down(_Departure(exc, self._shutdown_timeout)))
+            await _to_the_end(self._shut_down(self._departure(exc)))
         finally:
             # Here, as some context managers must be left by the task that has entered them.
             try:
                 await self._leave_stack(self._publishing, exc)
             finally:
                 await self._leave_stack(self._discovering, exc)
+
+    def _departure(self, exc: BaseException | None) -> Departure:
+        return Departure(drain=exc is None, timeout=self._shutdown_timeout)
 
     async def _leave_stack(self, stack: AsyncExitStack, exc: BaseException | None) -> None:
         try:
@@ -364,7 +268,7 @@ class WorkerPool:
         except Exception:
             logger.exception("The discovery of %r was not left in order", self)
 
-    async def _shut_down(self, leaving: _Departure) -> None:
+    async def _shut_down(self, leaving: Departure) -> None:
         """Take every step, whatever becomes of those before; cancelled, drain no more.
 
         A cancellation, or an interrupt, is raised at the end.
@@ -381,12 +285,11 @@ class WorkerPool:
         if interruption is not None:
             raise interruption
 
-    async def _stop_supervising(self, leaving: _Departure) -> None:
-        for supervisor in self._supervisors:
-            supervisor.cancel()
-        await asyncio.gather(*self._supervisors, return_exceptions=True)
+    async def _stop_supervising(self, leaving: Departure) -> None:
+        if self._crew is not None:
+            await self._crew.stop_supervising()
 
-    async def _stop_proxy(self, leaving: _Departure) -> None:
+    async def _stop_proxy(self, leaving: Departure) -> None:
         if self._proxy is not None and self._proxy.started:
             remaining = leaving.remaining()
             try:
@@ -395,63 +298,9 @@ class WorkerPool:
             except TimeoutError:
                 logger.warning("What still ran in %r when it had to be left was cut off", self)
 
-    async def _stop_workers(self, leaving: _Departure) -> None:
-        interruption: BaseException | None = None
-        # Again after an interruption, which may have come before a stop had begun.
-        while self._started:
-            try:
-                await asyncio.gather(
-                    *(self._stop_worker(worker, leaving) for worker in list(self._started)),
-                    return_exceptions=True,
-                )
-            except BaseException as exc:
-                leaving.drain = False
-                interruption = exc
-        if interruption is not None:
-            raise interruption
-
-    async def _stop_worker(self, worker: WorkerLike, leaving: _Departure) -> None:
-        self._started.remove(worker)
-        try:
-            await self._announce_drop(worker)
-        except asyncio.CancelledError:
-            leaving.drain = False
-            raise
-        finally:
-            remaining = leaving.remaining()
-            patience = -1 if remaining is None else remaining
-            try:
-                async with asyncio.timeout(remaining):
-                    await worker.stop(timeout=patience if leaving.drain else 0)
-            except TimeoutError:
-                logger.warning("%r did not stop in time and was cut off", worker)
-            except Exception:
-                logger.exception("%r did not stop in order", worker)
-
-    async def _announce_drop(self, worker: WorkerLike) -> None:
-        assert self._publisher is not None
-        if worker.metadata is None:
-            return
-        try:
-            async with asyncio.timeout(ANNOUNCE_TIMEOUT):
-                await self._publisher.publish("worker-dropped", worker.metadata)
-        except Exception:
-            logger.exception("Worker %s could not be announced as dropped", worker.uid)
-
-
-class _Departure:
-    """How a pool is being left: until when, and whether calls may finish."""
-
-    def __init__(self, cause: BaseException | None, timeout: float | None) -> None:
-        self.drain = cause is None
-        loop = asyncio.get_running_loop()
-        self._deadline = None if timeout is None else loop.time() + timeout
-
-    def remaining(self) -> float | None:
-        """Seconds until it must be over; None without limit."""
-        if self._deadline is None:
-            return None
-        return max(self._deadline - asyncio.get_running_loop().time(), 0)
+    async def _stop_workers(self, leaving: Departure) -> None:
+        if self._crew is not None:
+            await self._crew.stop(leaving)
 
 
 def _resolve_size(size: int) -> int:

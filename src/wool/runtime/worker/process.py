@@ -23,6 +23,7 @@ from wool.runtime.worker.configuration import STOP, Configuration
 from wool.runtime.worker.metadata import WorkerMetadata, check_identity, encode_extra
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from io import FileIO
     from uuid import UUID
 
@@ -48,11 +49,12 @@ class WorkerProcess:
     `shutdown_grace_period` is how many seconds its routines may take to clean up when they are
     cancelled by a stop, `proxy_pool_ttl` how many an unused proxy is kept there,
     `blocking_threshold` how many a routine may block the loop before that is logged (None: any).
+    `initializer` is called there before it serves, and `loop_factory` makes its event loops.
 
     Raises `ValueError` for a blank host, a port outside 0..65535, a duration or a number of tasks
     that isn't positive, or an identity that is blank or comes without credentials, `TypeError` if
-    `extra` holds what JSON can't carry or `backpressure` can't be called, and whatever pickling
-    that raises.
+    `extra` holds what JSON can't carry or one of the hooks can't be called, and whatever pickling
+    these raises.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class WorkerProcess:
         max_concurrent_tasks: int | None = None,
         backpressure: BackpressureLike | None = None,
         blocking_threshold: float | None = 1.0,
+        initializer: Callable[[], object] | None = None,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         if host is not None and not host.strip():
             raise ValueError("Host must be a non-blank string")
@@ -98,7 +102,9 @@ class WorkerProcess:
         self._identity = identity
         self._most = max_concurrent_tasks
         self._blocking_threshold = blocking_threshold
-        self._backpressure = _dump_hook(backpressure)
+        self._backpressure = _dump("the backpressure hook", backpressure)
+        self._initializer = _dump("initializer", initializer)
+        self._loop_factory = _dump("loop_factory", loop_factory)
         self._directory: str | None = None
         self._lock: int | None = None
         self._control: int | None = None
@@ -194,6 +200,8 @@ class WorkerProcess:
             blocking_threshold=self._blocking_threshold,
             max_concurrent_tasks=self._most,
             backpressure=self._backpressure,
+            initializer=self._initializer,
+            loop_factory=self._loop_factory,
         )
         surroundings = pickle.dumps((sys.path, os.environ.get("PYTHONPATH")))
         data = pickle.dumps((surroundings, pickle.dumps(configuration)))
@@ -288,11 +296,13 @@ def _check_limits(most: int | None, backpressure: object) -> None:
         raise TypeError(f"Expected BackpressureLike, got: {backpressure!r}")
 
 
-def _dump_hook(hook: BackpressureLike | None) -> bytes | None:
+def _dump(name: str, hook: Callable[..., object] | None) -> bytes | None:
+    if hook is not None and not callable(hook):
+        raise TypeError(f"{name} must be callable, or None, got {hook!r}")
     try:
         return None if hook is None else to_bytes(hook)
     except Exception as exc:
-        exc.add_note(f"while pickling the backpressure hook {hook!r}")
+        exc.add_note(f"while pickling {name} {hook!r}")
         raise
 
 

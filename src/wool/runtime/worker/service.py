@@ -66,7 +66,8 @@ from wool.runtime.worker.framing import (
 )
 from wool.runtime.worker.loopback import Loopback
 from wool.runtime.worker.relay import Relay
-from wool.runtime.worker.status import resident_memory, stack_of
+from wool.runtime.worker.stacks import stack_of
+from wool.runtime.worker.status import resident_memory
 from wool.runtime.worker.watch import LoopWatch
 
 if TYPE_CHECKING:
@@ -476,7 +477,7 @@ class WorkerService:
     cancelled by a stop; `credentials` are those that its routines' nested calls use. At most
     `max_concurrent_tasks` run at once (None: no limit), and none that the `backpressure` hook
     refuses; neither applies to the calls of routines. A routine that blocks its loop for
-    `blocking_threshold` seconds is logged (None: never).
+    `blocking_threshold` seconds is logged (None: never). `loop_factory` makes that loop.
     """
 
     replies: Relay
@@ -492,13 +493,14 @@ class WorkerService:
         max_concurrent_tasks: int | None = None,
         backpressure: BackpressureLike | None = None,
         blocking_threshold: float | None = 1.0,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         limited = max_concurrent_tasks is not None or backpressure is not None
         self.limit = Limit(max_concurrent_tasks) if limited else None
         self.admission = Admission(backpressure) if backpressure is not None else None
         self.credentials = credentials
         self.options = options or ChannelOptions()
-        self.routines = RoutineLoop()
+        self.routines = RoutineLoop(loop_factory)
         self.proxies: ResourcePool[Any] = ResourcePool(
             _start_later, finalizer=_stop_proxy, ttl=proxy_ttl
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -12,6 +12,8 @@ from wool.runtime.errors import HandshakeError, RpcError, TransientRpcError, Wor
 from wool.runtime.worker.base import CONNECTION_LIMITS
 
 if TYPE_CHECKING:
+    import asyncio
+
     from wool import protocol
     from wool.runtime.worker.base import ChannelOptions, WorkerOptions
 
@@ -122,3 +124,9 @@ def nack_error(nack: protocol.Nack) -> RpcError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return WorkerFull(code, nack.reason)
     return (TransientRpcError if code in TRANSIENT else RpcError)(code, nack.reason)
+
+
+def overlook_closed_loops(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Handle exceptions of a loop, but for what gRPC has to tell another one that is closed."""
+    if str(context.get("exception")) != "Event loop is closed":
+        loop.default_exception_handler(context)

@@ -8,7 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from wool.runtime.worker.status import stack_of
+from wool.runtime.worker.stacks import stack_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,5 @@
+"""`python -m wool`: the command line."""
+
+from wool.cli import main
+
+main()
