@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 
 WAY, STATE, LOOP = sys.argv[1:]
 
+# A shell's background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 held: list[object] = []
 """What is under way, lest it is collected."""
 
 
 def pool(size: int = 1) -> wool.WorkerPool:
-    worker = partial(wool.LocalWorker, shutdown_grace_period=1.0)
+    worker = partial(wool.LocalWorker, shutdown_grace_period=1.0, blocking_threshold=None)
     return wool.WorkerPool(size=size, worker=worker, shutdown_timeout=1)
 
 
