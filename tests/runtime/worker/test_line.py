@@ -106,6 +106,16 @@ async def test_one_who_finds_no_room_keeps_its_place() -> None:
     assert await second == "second"
 
 
+async def test_room_that_comes_as_the_first_is_cancelled_is_for_the_next() -> None:
+    workers = Workers(0)
+    first, second = workers.call("first"), workers.call("second")
+    await eventually(lambda: len(workers.line) == 2)
+    first.cancel()
+    workers.free(0)
+    assert await second == "second"
+    assert first.cancelled()
+
+
 async def test_room_that_comes_during_an_attempt_is_not_missed() -> None:
     workers = Workers(0)
     task = make_task()

@@ -103,9 +103,11 @@ class Line:
 
     def _let_go(self, tasks: int) -> None:
         while self._waiting and tasks:
-            heapq.heappop(self._waiting)[1].set_result(None)
-            tasks -= 1
-            self._skip_done()
+            turn = heapq.heappop(self._waiting)[1]
+            if not turn.done():  # As that of one is who is cancelled and does not know yet.
+                turn.set_result(None)
+                tasks -= 1
+        self._skip_done()
 
     def _skip_done(self) -> None:
         """Whoever is first in the line still waits."""
