@@ -64,6 +64,11 @@ async def numbers(values: int) -> AsyncGenerator[int, None]:
         yield value
 
 
+@wool.routine(tags={"special"})
+async def special(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
 @wool.routine
 async def fail() -> None:
     raise LookupError("on purpose")
@@ -150,6 +155,40 @@ class TestLimit:
             napping.cancel()
             await asyncio.gather(call("second"), first)
         assert ended == ["first", "second"]
+
+    async def test_a_caller_that_goes_on_and_on_leaves_turns_to_others(self) -> None:
+        ended = 0
+
+        async def go_on() -> None:
+            nonlocal ended
+            while True:
+                await work(0)
+                ended += 1
+
+        async with limited(1, 1):
+            going_on = asyncio.create_task(go_on())
+            await eventually(lambda: ended > 0)
+            for _ in range(300):
+                before = ended
+                await work(0)
+                assert ended - before <= 5
+            going_on.cancel()
+
+    async def test_calls_that_require_tags_take_turns_with_others(self) -> None:
+        ended: list[str] = []
+
+        async def call(name: str, routine: Any) -> None:
+            await routine(0.001)
+            ended.append(name)
+
+        worker = partial(LocalWorker, max_concurrent_tasks=1)
+        async with WorkerPool("special", size=1, worker=worker) as pool:
+            first = [asyncio.create_task(call("first", work)) for _ in range(20)]
+            await eventually(lambda: waiting(pool) > 10)
+            tagged = asyncio.create_task(call("tagged", special))
+            await asyncio.sleep(0)  # It is made before the others.
+            await asyncio.gather(tagged, *first, *(call("later", work) for _ in range(20)))
+        assert ended.index("tagged") < ended.index("later")
 
     async def test_a_stream_counts_until_it_is_closed(self) -> None:
         async with limited(1, 1) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +26,7 @@ class Workers:
         self.attempts: list[Any] = []
         connections = [_Connection(self, i) for i in range(len(room))]
         self.context = SimpleNamespace(workers=dict(enumerate(connections)))
-        self.line = Line(cast("Any", self.context))
+        self.line = Line(cast("Any", self.context), count())
 
     def call(self, name: Any, timeout: float | None = None) -> asyncio.Task[Any]:
         task = make_task()

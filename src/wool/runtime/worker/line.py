@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from itertools import count
+import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -12,7 +12,7 @@ import grpc
 from wool.runtime.errors import DispatchTimeout, NoWorkersAvailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from wool.runtime.loadbalancer.base import LoadBalancerContextLike
     from wool.runtime.routine.task import Task
@@ -21,21 +21,28 @@ T = TypeVar("T")
 
 
 class Line:
-    """The calls that wait for room at a worker of `context`, in the order in which they came.
+    """The calls that wait for room at a worker of `context`, in the order of their tickets.
 
     Each is let go once for every change that may mean room, and lets another one go when it has
     ended. One that finds all workers full waits for the next change, if there has been none since.
     """
 
-    def __init__(self, context: LoadBalancerContextLike) -> None:
+    def __init__(self, context: LoadBalancerContextLike, tickets: Iterator[int]) -> None:
+        self.leaving = 0
+        """How many have been let go that the event loop has not run since."""
         self._context = context
-        self._tickets = count()
+        self._tickets = tickets
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._changes = 0
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def first(self) -> float:
+        """The ticket of the call that has waited longest; infinite if none waits."""
+        return self._waiting[0][0] if self._waiting else math.inf
 
     @property
     def _full(self) -> bool:
@@ -85,6 +92,8 @@ class Line:
                 grpc.StatusCode.DEADLINE_EXCEEDED, reason
             )
         finally:
+            if turn.done() and not turn.cancelled():
+                self.leaving -= 1
             self._skip_done()
 
     def has_room(self, tasks: int) -> None:
@@ -106,6 +115,7 @@ class Line:
             turn = heapq.heappop(self._waiting)[1]
             if not turn.done():  # As that of one is who is cancelled and does not know yet.
                 turn.set_result(None)
+                self.leaving += 1
                 tasks -= 1
         self._skip_done()
 

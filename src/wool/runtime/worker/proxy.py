@@ -290,6 +290,8 @@ class WorkerProxy:
         running.check_loop(self)
         task.encode()  # Arguments are copied before anything is waited for.
         context = running.having(task.tags) if task.tags else running.context
+        if running.lines and task.caller is None:
+            await running.give_way()
         if not running.lines or task.caller is not None or not running.line(context):
             if not context.workers:
                 await running.first_worker(self, context)

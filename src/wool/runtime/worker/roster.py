@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wool.runtime import observation
@@ -60,6 +61,7 @@ class Roster:
         self._tagged: dict[frozenset[str], TaggedContext] = {}
         self.lines: dict[LoadBalancerContextLike, Line] = {}
         """Where calls wait for room, by the workers that may take them."""
+        self._tickets = count()
         self._changed = asyncio.Event()
         self._complained: set[LoadBalancerContextLike] = set()
         self._stack = AsyncExitStack()
@@ -151,8 +153,13 @@ class Roster:
     def line(self, context: LoadBalancerContextLike) -> Line:
         """Where calls wait for a worker of `context` to have room."""
         if context not in self.lines:
-            self.lines[context] = Line(context)
+            self.lines[context] = Line(context, self._tickets)
         return self.lines[context]
+
+    async def give_way(self) -> None:
+        """Let those go first who have waited for the room that there is."""
+        if any(line.leaving for line in self.lines.values()):
+            await asyncio.sleep(0)
 
     async def first_worker(self, proxy: WorkerProxy, context: LoadBalancerContextLike) -> None:
         """Wait until there is a worker in `context`."""
@@ -239,7 +246,7 @@ class Roster:
         self._schedule_revival()
 
     def _room(self, tasks: int) -> None:
-        for line in self.lines.values():
+        for line in sorted(self.lines.values(), key=lambda line: line.first):
             line.has_room(tasks)
 
     def _admit(self, metadata: WorkerMetadata) -> None:
