@@ -190,6 +190,18 @@ class TestLimit:
             await asyncio.gather(tagged, *first, *(call("later", work) for _ in range(20)))
         assert ended.index("tagged") < ended.index("later")
 
+    async def test_proxies_take_turns(self) -> None:
+        async with one_worker(max_concurrent_tasks=1) as metadata:
+            proxies = [WorkerProxy(workers=[metadata]) for _ in range(2)]
+            for much, little in (proxies, proxies[::-1]) * 5:
+                async with much:
+                    many = [asyncio.create_task(work(0)) for _ in range(100)]
+                    await asyncio.wait(many, return_when=asyncio.FIRST_COMPLETED)
+                    async with little:
+                        await work(0)
+                    assert not many[-1].done()
+                    await asyncio.gather(*many)
+
     async def test_a_stream_counts_until_it_is_closed(self) -> None:
         async with limited(1, 1) as pool:
             async with aclosing(numbers(10)) as stream:

@@ -69,7 +69,8 @@ class _Link:
     """The channel and the session to one target, shared by the connections of one loop to it."""
 
     def __init__(self, target: _Target, metadata: WorkerMetadata | None) -> None:
-        self.connections: set[WorkerConnection] = set()
+        self.connections: dict[WorkerConnection, None] = {}
+        """In the order in which they hear of room next."""
         self._target = target
         self._metadata = metadata
         self._channel: grpc.aio.Channel | None = None
@@ -265,8 +266,11 @@ class _Link:
             connection.lost()
 
     def _room(self, tasks: int) -> None:
-        for connection in list(self.connections):
+        connections = list(self.connections)
+        for connection in connections:
             connection.has_room(tasks)
+        for first in connections[:1]:  # The room went to its calls. It is another one's turn.
+            self.connections[first] = self.connections.pop(first)
 
     async def close(self, *, timeout: float | None) -> None:
         try:
@@ -479,7 +483,7 @@ class WorkerConnection:
             if self._target not in links:
                 links[self._target] = _Link(self._target, self._metadata)
             self._link = links[self._target]
-            self._link.connections.add(self)
+            self._link.connections[self] = None
             self._loop = loop
         elif loop is not self._loop:
             raise RuntimeError(f"{self!r} belongs to another event loop")
@@ -548,7 +552,7 @@ class WorkerConnection:
         link, self._link = self._link, None
         if link is None:
             return
-        link.connections.discard(self)
+        link.connections.pop(self, None)
         if link.connections:
             await self._drain(timeout)
             return
