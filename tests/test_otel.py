@@ -11,6 +11,7 @@ from opentelemetry.trace import StatusCode
 
 from tests import otel_routines
 from tests.otel_routines import branch, count, exporter, fail, finished, leaf
+from tests.runtime.worker.routines import pid
 from wool import WorkerPool, otel
 
 if TYPE_CHECKING:
@@ -68,6 +69,15 @@ async def test_a_stream_is_one_span() -> None:
         assert [number async for number in count()] == [1, 2]
         assert [name for name, *_ in await finished()] == ["count"]
     assert next(name for name, *_ in otel_routines.describe()) == "count"
+
+
+async def test_a_worker_where_it_fails_runs_tasks_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "one that is not installed")
+    async with WorkerPool(size=1):
+        assert await pid() > 0
+        assert await pid() > 0
 
 
 async def test_what_is_raised_is_recorded() -> None:

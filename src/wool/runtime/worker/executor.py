@@ -605,10 +605,14 @@ def _remote_frames(traceback: TracebackType | None) -> TracebackType | None:
 @cache
 def _take_up_traces() -> None:
     """A task has come with a trace: have OpenTelemetry go on with such, if it is here."""
-    with contextlib.suppress(ImportError):
+    try:
         from wool.otel import instrument
 
         instrument()
+    except ImportError:
+        pass
+    except Exception:
+        logger.exception("This worker takes part in no trace: OpenTelemetry failed")
 
 
 OWN_FILES = frozenset({__file__, task_module.__file__})
