@@ -9,6 +9,7 @@ https://opentelemetry.io/docs/specs/semconv/rpc/.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -80,7 +81,8 @@ class _Recorder:
             "wool.client.call.refusals", description="Workers that did not take a call"
         )
         self._calls: dict[UUID, Span] = {}
-        self._tasks: dict[UUID, tuple[Span, Token[Context]]] = {}
+        self._tasks: dict[object, tuple[Span, Token[Context]]] = {}
+        """By the asyncio task that runs them: one that is tried again may run twice here."""
 
     def __call__(self, event: Event, task: Task | None) -> None:
         if event.kind == "call-started" and task is not None:
@@ -89,8 +91,8 @@ class _Recorder:
             self._begin_task(event, task)
         elif event.kind == "call-ended":
             self._end(event, self._calls.pop(event.id, None) if event.id else None)
-        elif event.kind == "task-ended" and event.id in self._tasks:
-            span, token = self._tasks.pop(event.id)
+        elif event.kind == "task-ended" and (here := asyncio.current_task()) in self._tasks:
+            span, token = self._tasks.pop(here)
             context.detach(token)
             self._end(event, span)
         elif event.kind == "call-refused":
@@ -110,7 +112,7 @@ class _Recorder:
             _method(event), parent, kind=SpanKind.SERVER, attributes=_attributes(event)
         )
         token = context.attach(trace.set_span_in_context(span, parent))
-        self._tasks[task.id] = span, token
+        self._tasks[asyncio.current_task()] = span, token
 
     def _end(self, event: Event, span: Span | None) -> None:
         attributes = _attributes(event)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 import signal
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,6 +221,19 @@ class TestRetries:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(2):
                     await with_options(refuse, retries=1000)(str(tmp_path / "log"), 10**6)
+
+    async def test_ends_with_what_it_had_when_its_pool_is_left(self, tmp_path: Path) -> None:
+        log = str(tmp_path / "log")
+        async with WorkerPool(size=1):
+            call = asyncio.create_task(with_options(refuse, retries=1000)(log, 10**6))
+            await eventually(lambda: Path(log).exists() and signatures(log) > 3)
+        with pytest.raises(ConnectionRefusedError, match="nobody there"):
+            await call
+
+    async def test_does_not_try_again_what_can_not_be_pickled(self) -> None:
+        async with WorkerPool(size=1):
+            with pytest.raises(TypeError, match="lock"):
+                await with_options(refuse, retry_on=Exception)(threading.Lock(), 1)
 
     async def test_a_routine_that_is_not_idempotent_never_does(self, tmp_path: Path) -> None:
         log = str(tmp_path / "log")

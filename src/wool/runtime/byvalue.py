@@ -48,9 +48,10 @@ def _check(given: object) -> ModuleType:
 @contextmanager
 def registered(modules: Iterable[ModuleType]) -> Iterator[None]:
     """Have what these modules and those below them define travel by value for a while."""
-    with _lock:
-        held = [module for module in modules if _hold(module)]
+    held: list[ModuleType] = []
     try:
+        with _lock:
+            held.extend(module for module in modules if _hold(module))
         yield
     finally:
         with _lock:

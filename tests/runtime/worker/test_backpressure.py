@@ -296,15 +296,33 @@ class TestDispatchTimeout:
             for each in naps:
                 each.cancel()
 
-    async def test_a_pool_that_is_left_ends_the_wait(self, tmp_path: Path) -> None:
+    async def test_a_pool_that_is_left_lets_calls_have_their_turn(self, tmp_path: Path) -> None:
         async with limited(1, 1) as pool:
             napping = asyncio.create_task(nap(str(tmp_path / "n"), 0.5))
             await eventually((tmp_path / "n.started").exists)
-            call = asyncio.create_task(work())
-            await eventually(lambda: waiting(pool) == 1)
+            calls = [asyncio.create_task(work()) for _ in range(5)]
+            await eventually(lambda: waiting(pool) == 5)
+        assert napping.result() == "slept"
+        assert {peak for _, peak in [call.result() for call in calls]} == {1}
+
+    async def test_a_pool_that_is_left_by_an_exception_ends_the_wait(self, tmp_path: Path) -> None:
+        calls: list[asyncio.Task[Any]] = []
+
+        async def leave() -> None:
+            async with limited(1, 1) as pool:
+                calls.append(asyncio.create_task(nap(str(tmp_path / "n"))))
+                await eventually((tmp_path / "n.started").exists)
+                calls.append(asyncio.create_task(work()))
+                await eventually(lambda: waiting(pool) == 1)
+                raise LookupError
+
+        with pytest.raises(LookupError):
+            await leave()
+        napping, call = calls
         with pytest.raises(RuntimeError, match="stopped while a call waited"):
             await call
-        assert await napping == "slept"
+        with pytest.raises(asyncio.CancelledError):
+            await napping
 
 
 class TestBackpressure:
@@ -377,6 +395,13 @@ class TestBackpressure:
                 await work()
             assert not proxy.workers
         assert "is out for an error" in caplog.text
+
+    async def test_a_pool_whose_workers_all_fail_so_does_not_wait_for_others(self) -> None:
+        async with WorkerPool(size=2, worker=partial(LocalWorker, backpressure=broken)):
+            for _ in range(2):
+                async with asyncio.timeout(20):
+                    with pytest.raises(NoWorkersAvailable, match="hook raised ValueError"):
+                        await work()
 
 
 class TestBadInput:

@@ -230,3 +230,28 @@ async def test_closed_line_lets_nobody_wait() -> None:
         with pytest.raises(RuntimeError, match="stopped while a call waited for room"):
             await each
     assert workers.attempts == []
+
+
+async def test_tells_when_nothing_moves(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wool.runtime.worker.line.PATIENCE", 0.05)
+    workers = Workers(0, 0)
+    calls = [workers.call(name) for name in "ab"]
+    await eventually(lambda: "2 calls wait, as all 2 workers" in caplog.text)
+    workers.free(0, 2)
+    await asyncio.gather(*calls)
+    assert caplog.text.count("calls wait") == 1
+
+
+async def test_is_idle_when_those_in_it_have_ended() -> None:
+    workers = Workers(0)
+    call = workers.call("a")
+    await eventually(lambda: len(workers.line) == 1)
+    idle = asyncio.create_task(workers.line.idle())
+    await asyncio.sleep(0)
+    assert not idle.done()
+    workers.free(0)
+    await idle
+    assert workers.attempts == ["a"]
+    await call

@@ -94,7 +94,8 @@ def routine(function: Callable[..., Any] | None = None, /, **options: Any) -> An
 
     Every routine has a method `options`, which makes one that differs in some of these, for a call:
     `await fetch.options(timeout=300)(url)`. For methods it is found through the class, and the
-    instance is an argument: `Model.fit.options(timeout=300)(model)`.
+    instance, or the class of a class method, is an argument: `Model.fit.options(timeout=300)(it)`.
+    Type checkers see functions, and don't know of it.
 
     Raises `ValueError` for another kind of function, and for options that are out of range, not for
     such a function, or need another one, and `TypeError` for those of another type. A call raises
@@ -172,12 +173,17 @@ async def _result_of_any(proxy: WorkerProxyLike, task: Task, options: RoutineOpt
     """The result of the first attempt that isn't to be followed by another one."""
     reasons: tuple[type[Exception], ...] = (WorkerLost, *options.retry_on)
     task.tried = set()
-    for attempt in range(1, options.attempts):
+    task.encode()  # What can't be pickled is not tried again.
+    pause = FIRST_PAUSE
+    for _ in range(1, options.attempts):
         try:
             return await _result(proxy, task)
         except reasons as exc:
             logger.info("%s is tried again: %r", task, exc)
-        await asyncio.sleep(random.uniform(0, min(FIRST_PAUSE * 2 ** (attempt - 1), LAST_PAUSE)))
+            await asyncio.sleep(random.uniform(0, pause))
+            if not getattr(proxy, "started", True):  # Its pool has been left.
+                raise
+        pause = min(2 * pause, LAST_PAUSE)
     return await _result(proxy, task)
 
 

@@ -6,7 +6,6 @@ protobuf than wool does. See https://github.com/grpc/grpc/blob/master/doc/health
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
@@ -29,7 +28,7 @@ KNOWN: Final = ("", protocol.SERVICE)
 
 
 class EventLike(Protocol):
-    """Set when nothing is served any more."""
+    """That something has come to be."""
 
     def is_set(self) -> bool: ...
 
@@ -37,10 +36,11 @@ class EventLike(Protocol):
 
 
 class Health:
-    """Says NOT_SERVING from when `stopping` is set."""
+    """Says NOT_SERVING from when `stopping` is set, and nothing after `stopped`."""
 
-    def __init__(self, stopping: EventLike) -> None:
+    def __init__(self, stopping: EventLike, stopped: EventLike) -> None:
         self._stopping = stopping
+        self._stopped = stopped
 
     def _status(self) -> int:
         return NOT_SERVING if self._stopping.is_set() else SERVING
@@ -60,7 +60,7 @@ class Health:
             if not self._stopping.is_set():
                 await self._stopping.wait()
                 yield self._status()
-        await asyncio.Event().wait()  # Until the client has seen enough.
+        await self._stopped.wait()
 
 
 def add_to_server(health: Health, server: grpc.aio.Server) -> None:

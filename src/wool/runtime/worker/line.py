@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,14 +18,20 @@ if TYPE_CHECKING:
     from wool.runtime.loadbalancer.base import LoadBalancerContextLike
     from wool.runtime.routine.task import Task
 
+logger = logging.getLogger("wool.proxy")
+
 T = TypeVar("T")
+
+PATIENCE = 30.0
+"""Seconds without a change after which it is logged that calls wait."""
 
 
 class Line:
     """The calls that wait for room at a worker of `context`, in the order of their tickets.
 
-    Each is let go once for every change that may mean room, and lets another one go when it has
-    ended. One that finds all workers full waits for the next change, if there has been none since.
+    Each is let go once for every change that may mean room; the last one that is out of the line
+    lets another one go, if there may be room still. One that finds all workers full waits for the
+    next change, if there has been none since.
     """
 
     def __init__(self, context: LoadBalancerContextLike, tickets: Iterator[int]) -> None:
@@ -33,7 +40,11 @@ class Line:
         self._context = context
         self._tickets = tickets
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._changes = 0
+        self._complaint: asyncio.TimerHandle | None = None
         self._closed = False
 
     def __len__(self) -> int:
@@ -61,6 +72,8 @@ class Line:
         ticket = next(self._tickets)
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         waits = bool(self._waiting) or self._full
+        self._under_way += 1
+        self._idle.clear()
         try:
             while True:
                 if waits and not self._closed:
@@ -76,12 +89,16 @@ class Line:
                         raise
                 waits = self._changes == changes
         finally:
-            if not self._full:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+            elif self._under_way <= len(self._waiting) and not self._full:
                 self._let_go(1)
 
     async def _turn(self, ticket: int, deadline: float | None, timeout: float | None) -> None:
         turn = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (ticket, turn))
+        self._complain_later()
         try:
             async with asyncio.timeout_at(deadline):
                 await turn
@@ -96,6 +113,30 @@ class Line:
                 self.leaving -= 1
             self._skip_done()
 
+    def _complain_later(self, told: bool = False) -> None:
+        if self._complaint is None and not told and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._complaint = loop.call_later(PATIENCE, self._complain, self._changes)
+
+    def _complain(self, changes: int) -> None:
+        """Log, once, that nothing moves."""
+        self._complaint = None
+        if self._waiting:
+            stuck = self._changes == changes
+            if stuck:
+                logger.warning(
+                    "%d calls wait, as all %d workers that may take them have been full for %s s; "
+                    "streams that are open count, too, until they are closed",
+                    len(self._waiting),
+                    len(self._context.workers),
+                    PATIENCE,
+                )
+            self._complain_later(told=stuck)
+
+    async def idle(self) -> None:
+        """Return when no call is waiting, or on its way to a worker."""
+        await self._idle.wait()
+
     def has_room(self, tasks: int) -> None:
         """A worker has room for so many tasks."""
         self._changes += 1
@@ -108,6 +149,8 @@ class Line:
     def close(self) -> None:
         """Let nobody wait any more."""
         self._closed = True
+        if self._complaint is not None:
+            self._complaint.cancel()
         self.has_room(len(self._waiting))
 
     def _let_go(self, tasks: int) -> None:

@@ -44,6 +44,8 @@ def main() -> None:
     del sys.argv[1:]
     # Unless routines set up logging, warnings go to standard error, as a program's own would.
     logging.getLogger("wool").handlers.clear()
+    # Until it serves, and when it does no longer: by default it would end the process.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     parent = os.getppid()
     code = 1
     try:
@@ -126,7 +128,7 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
         interceptors=[VersionInterceptor()], options=server_arguments(configuration.options)
     )
     protocol.add_to_server(service, server)
-    health.add_to_server(health.Health(service.stopping), server)
+    health.add_to_server(health.Health(service.stopping, service.stopped), server)
     asyncio.get_running_loop().set_exception_handler(overlook_closed_loops)
     try:
         metadata = _bind(server, configuration)
@@ -204,6 +206,7 @@ class _Stopper:
     def __exit__(self, *exc_info: object) -> None:
         self._loop.remove_reader(self._control)
         self._loop.remove_signal_handler(signal.SIGUSR1)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self._loop.remove_signal_handler(signal.SIGINT)
         self._loop.remove_signal_handler(signal.SIGTERM)
 

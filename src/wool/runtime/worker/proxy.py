@@ -16,7 +16,7 @@ import wool
 from wool import protocol
 from wool.runtime import serializer
 from wool.runtime.discovery.base import DiscoveryEvent, DiscoverySubscriberLike
-from wool.runtime.errors import NoWorkersAvailable
+from wool.runtime.errors import NoWorkersAvailable, RpcError, TransientRpcError
 from wool.runtime.factory import is_pre_entered
 from wool.runtime.loadbalancer.base import LoadBalancerLike
 from wool.runtime.loadbalancer.roundrobin import RoundRobinLoadBalancer
@@ -297,22 +297,26 @@ class WorkerProxy:
                 await running.first_worker(self, context)
             try:
                 return await running.balancer.dispatch(task, context=context, timeout=timeout)
-            except NoWorkersAvailable:
-                if not self._may_try_again(running, context, task):
+            except NoWorkersAvailable as exc:
+                if not self._may_try_again(context, task, exc):
                     raise
         attempt = partial(self._attempt, running, context, task, timeout)
         if task.caller is not None:
             return await attempt()
         return await running.line(context).dispatch(task, attempt, timeout)
 
-    def _may_try_again(self, running: Roster, context: LoadBalancerContextLike, task: Task) -> bool:
+    def _may_try_again(
+        self, context: LoadBalancerContextLike, task: Task, error: NoWorkersAvailable
+    ) -> bool:
         """Whether a task that nobody took has a chance.
 
-        It has not run. Workers of a pool's own that have died are replaced, and those that are full
-        will have room.
+        It has not run. Workers of a pool's own that have died are replaced, unless they fail for
+        every task, and those that are full will have room.
         """
         if not context.workers:
-            return bool(self._reserved)
+            cause = error.__cause__
+            final = isinstance(cause, RpcError) and not isinstance(cause, TransientRpcError)
+            return bool(self._reserved) and not final
         return task.met_full
 
     async def _attempt(
@@ -323,8 +327,8 @@ class WorkerProxy:
                 await running.first_worker(self, context)
             try:
                 return await running.balancer.dispatch(task, context=context, timeout=timeout)
-            except NoWorkersAvailable:
-                if context.workers or not self._reserved:
+            except NoWorkersAvailable as exc:
+                if context.workers or not self._may_try_again(context, task, exc):
                     raise
 
     async def _run_later(self) -> Roster:

@@ -92,11 +92,11 @@ class Roster:
 
         A cancellation is raised at the end.
         """
-        self._stopped = True
-        self._changed.set()
-        for line in self.lines.values():
-            line.close()
+        deadline = None if timeout is None else self.loop.time() + timeout
         try:
+            await self._clear_lines(deadline)
+            if deadline is not None:
+                timeout = max(0, deadline - self.loop.time())
             await self._stop_watching()
         except asyncio.CancelledError:
             timeout = 0
@@ -106,6 +106,19 @@ class Roster:
                 await self._close_connections(timeout)
             finally:
                 await self._stack.aclose()
+
+    async def _clear_lines(self, deadline: float | None) -> None:
+        """Let the calls that wait for room have it until then; after that, nobody may wait."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.gather(*(line.idle() for line in self.lines.values()))
+        except TimeoutError:
+            logger.debug("Calls still wait for room when the proxy is stopped")
+        finally:
+            self._stopped = True
+            self._changed.set()
+            for line in self.lines.values():
+                line.close()
 
     async def _stop_watching(self) -> None:
         if self._revival is not None:
