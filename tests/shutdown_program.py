@@ -72,8 +72,12 @@ async def pooled(name: str) -> None:
 
 @wool.routine
 async def stubborn(name: str) -> None:
+    """Go on for almost as long as a worker bears it."""
     mark(name).touch()
-    for _ in range(10):
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(600)
+    mark("cancelled").touch()
+    for _ in range(8):
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.1)
 

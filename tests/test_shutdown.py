@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -125,7 +126,7 @@ async def send_off(program: Program, way: str, surroundings: Surroundings) -> No
         case "interrupted-again":
             program.type(CTRL_C)
             # While it waits for its workers. Elsewhere asyncio itself may hang over an interrupt.
-            await eventually(lambda: not (surroundings.runtime / "wool/discovery").exists())
+            await eventually((Path(surroundings.environment["HOME"]) / "cancelled").exists)
             program.type(CTRL_C)
 
 
