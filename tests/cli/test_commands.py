@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -98,6 +99,11 @@ class TestUsage:
         assert message in " ".join(ended.stderr.split())
 
 
+def interruptible() -> None:
+    """A shell's background has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(command, arguments)
 
@@ -108,6 +114,26 @@ class TestStatus:
         assert (ended.returncode, ended.stdout) == (1, "")
         assert ended.stderr == "No workers found\n"
         assert json.loads(run("status", "--join", "nobody", "--json").stdout) == {"workers": []}
+
+    @pytest.mark.parametrize("arguments", [("status",), ("stop", "--all")])
+    def test_of_a_place_that_can_not_be_reached(self, arguments: tuple[str, ...]) -> None:
+        result = invoke(*arguments, "--discovery", "redis://127.0.0.1:1")
+        assert result.exit_code == 2
+        assert result.stderr.startswith("Error: workers can't be looked for: Error 111")
+        assert result.stderr.count("\n") == 1
+
+    def test_without_standard_output(self) -> None:
+        shell = f"exec {sys.executable} -m wool status --discovery local:nobody >&-"
+        ended = subprocess.run(
+            ["sh", "-c", shell],
+            env=environment(),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr) == (1, "No workers found\n")
 
     def test_without_a_terminal_it_is_aligned_text(self, workers: Running) -> None:
         ended = run("status", "--join", NAMESPACE)
@@ -226,6 +252,28 @@ async def double(number):
 
 
 class TestRun:
+    def test_says_that_nobody_is_there(self, tmp_path: Path) -> None:
+        (tmp_path / "script.py").write_text(SCRIPT)
+        (tmp_path / "beside.py").write_text(BESIDE)
+        command = ("run", "--discovery", "local:nobody-at-all", str(tmp_path / "script.py"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "wool", *command],
+            env=environment(),
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            preexec_fn=interruptible,
+        )
+        try:
+            assert process.stderr is not None
+            assert "admitted no worker within 5 s; none has been discovered" in (
+                process.stderr.readline()
+            )
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=PATIENCE)
+
     def test_script_runs_in_workers_of_its_own(self, tmp_path: Path) -> None:
         (tmp_path / "script.py").write_text(SCRIPT)
         (tmp_path / "beside.py").write_text(BESIDE)

@@ -8,6 +8,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import click
+
 from wool.cli.options import Tls, chosen, discover
 from wool.runtime.discovery.addresses import split
 from wool.runtime.errors import RpcError
@@ -30,6 +32,15 @@ LONGER: Final = 2.0
 
 ANSWER_TIMEOUT: Final = 3.0
 """Seconds for a worker to say how it is."""
+
+
+class UnreachableError(click.ClickException):
+    """Where workers meet can't be looked at. Ends a command with 2."""
+
+    exit_code = 2
+
+    def __init__(self, exc: Exception) -> None:
+        super().__init__(f"workers can't be looked for: {str(exc) or type(exc).__name__}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,8 @@ class Finder:
                     apply(event, found)
         except TimeoutError:
             pass
+        except Exception as exc:
+            raise UnreachableError(exc) from exc
         return list(found.values())
 
     async def look(self, workers: Iterable[WorkerMetadata], *, tasks: bool = False) -> list[Sight]:

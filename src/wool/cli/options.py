@@ -92,7 +92,7 @@ def waiting(function: F) -> F:
     """`--wait`."""
     option = click.option(
         "--wait",
-        type=click.FloatRange(0, min_open=True),
+        type=click.FloatRange(0, 3600, min_open=True),
         metavar="SECONDS",
         help="How long to look for workers. [default: 0.3 on this machine, else 2]",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 import runpy
 import sys
@@ -61,6 +62,8 @@ def run(
 
     The workers are those at the places given, or those started for it by --workers, or both.
     """
+    # Unless the script sets up logging, warnings go to standard error: that none is there, say.
+    logging.getLogger("wool").handlers.clear()
     options = Tls(**given)
     credentials = options.provider(serving=workers is not None)
     found = chosen(discovery, join, default=workers is None)

@@ -49,14 +49,15 @@ NUMBERS: Final = COLUMNS[5:]
 def status(ctx: click.Context, /, *, as_json: bool, **given: Any) -> None:
     """Tell how the workers are.
 
-    Ends with 1 if there is none, or one of them does not say how it is.
+    Ends with 1 if there is none, or one of them does not say how it is, with 2 if they can't be
+    looked for.
     """
     sights = asyncio.run(_look(Finder.of(**given)))
     if as_json:
         click.echo(json.dumps({"workers": [*map(describe, sights)]}, indent=2))
     elif not sights:
         click.echo("No workers found", err=True)
-    elif sys.stdout.isatty():
+    elif sys.stdout is not None and sys.stdout.isatty():
         _print_table(sights)
     else:
         click.echo(_aligned([COLUMNS, *map(_cells, sights)]))

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from wool.cli.finding import Finder, Sight, apply
+from wool.cli.finding import Finder, Sight, UnreachableError, apply
 from wool.cli.options import SETTINGS, chosen, places, tls
 from wool.cli.view import Request, Row, View, name
 
@@ -59,6 +59,7 @@ class Top:
         self._interval = interval
         self._found: dict[UUID, WorkerMetadata] = {}
         self._seen: dict[UUID, tuple[float, Sight]] = {}
+        self._failure: UnreachableError | None = None
         self._over = asyncio.Event()
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,12 +79,19 @@ class Top:
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._failure is not None:
+            raise self._failure
 
     async def follow(self) -> None:
         """Keep track of which workers there are."""
-        async with aclosing(cast("Any", aiter(self._finder.discovery.subscriber))) as events:
-            async for event in events:
-                apply(event, self._found)
+        try:
+            async with aclosing(cast("Any", aiter(self._finder.discovery.subscriber))) as events:
+                async for event in events:
+                    apply(event, self._found)
+        except Exception as exc:
+            self._failure = UnreachableError(exc)
+            self._over.set()
+            self._changed.set()
 
     async def look(self) -> None:
         """Ask all workers how they are."""

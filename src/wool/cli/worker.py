@@ -39,7 +39,7 @@ ADVERTISING = ("lan", "redis")
 @click.option(
     "--max-tasks-per-child",
     type=click.IntRange(1),
-    help="After so many calls a worker is replaced, when those that it runs have ended.",
+    help="A worker that has run so many calls, or some more, is replaced when they have ended.",
 )
 @click.option(
     "--max-memory", type=size, metavar="SIZE", help="A worker that has more is replaced likewise."
