@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 from collections import Counter
 from contextlib import contextmanager
@@ -77,6 +78,11 @@ async def fail(log: str, call: int, seconds: float) -> int:
 async def give_back(log: str, call: int, payload: bytes) -> bytes:
     sign(log, call)
     return payload
+
+
+def be_quiet() -> None:
+    """In a worker, which is to be told what it can't make sense of."""
+    logging.getLogger("wool").setLevel(logging.ERROR)
 
 
 @wool.routine

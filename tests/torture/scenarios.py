@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tests.torture import faults
 from tests.torture.caller import caller
 from tests.torture.crowd import crowd
-from tests.torture.load import SIZE, Load, pid, recovered
+from tests.torture.load import SIZE, Load, be_quiet, pid, recovered
 from tests.torture.result import Result
 from tests.torture.soak import Soak
 from tests.torture.storm import storm
@@ -64,7 +64,7 @@ async def under_load(fault: Fault, rng: Random, seconds: float, limit: int | Non
     result = Result()
     with tempfile.TemporaryDirectory() as directory:
         load = Load(Path(directory), rng)
-        worker = partial(LocalWorker, max_concurrent_tasks=limit)
+        worker = partial(LocalWorker, max_concurrent_tasks=limit, initializer=be_quiet)
         async with WorkerPool(size=SIZE, worker=worker) as pool:
             await asyncio.gather(*(pid() for _ in range(2 * SIZE)))
             inflicting = asyncio.create_task(inflict(fault, pool, rng, seconds))
