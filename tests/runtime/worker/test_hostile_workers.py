@@ -13,7 +13,6 @@ import grpc.aio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from packaging.version import parse
 
 from tests import wire_routines as routines
 from tests.runtime.worker import hostile
@@ -111,10 +110,6 @@ async def within_patience(calling: Any) -> BaseException | None:
     return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
-@pytest.mark.skipif(
-    parse(grpc.__version__) < parse("1.85"),
-    reason="an earlier gRPC may leave a task of its own behind (_handle_status_once_received)",
-)
 @settings(
     max_examples=120,
     deadline=None,
