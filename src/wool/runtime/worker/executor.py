@@ -458,8 +458,6 @@ class Execution:
         self.tag, self.id, self.caller = header.tag, header.id, header.caller
         self.began = self._runner.loop.time()
         self._prefetch = header.prefetch
-        if header.trace:
-            _take_up_traces()
         if self.cancelled:
             raise asyncio.CancelledError
         arguments = arrival.arguments
@@ -467,6 +465,8 @@ class Execution:
             arguments = await self._runner.take(self._call, arguments)
         task = arrival.load(arguments)
         del arrival, header, arguments  # What came need not last as long as the routine.
+        if task.trace is not None:
+            _take_up_traces()
         admission = self._runner.admission
         if admission is not None and not await self._admit(task, admission):
             return
