@@ -249,7 +249,10 @@ class Session:
             self._free(number)
             raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} takes no more calls")
         if self._allowance is not None and task.caller is None:
-            self._spend(number)
+            if self.full:
+                self._free(number)
+            self.check_room()
+            self._allowance -= 1
         call = self._calls[number] = Call(self, number, task.tag, task.prefetch, on_end)
         self._idle.clear()
         arguments = task.encode()
@@ -268,19 +271,9 @@ class Session:
         return call
 
     def check_room(self) -> None:
-        """Raise `WorkerFull` if it is known to be."""
-        if self._allowance == 0:
+        """Raise `WorkerFull` if the worker is, as far as is known."""
+        if self.full:
             raise WorkerFull(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self!r}: the worker is full")
-
-    def _spend(self, number: int) -> None:
-        """A task is sent to a worker that has been full."""
-        try:
-            self.check_room()
-        except WorkerFull:
-            self._free(number)
-            raise
-        assert self._allowance is not None
-        self._allowance -= 1
 
     def _allow(self, tasks: int) -> None:
         self._allowance = tasks
