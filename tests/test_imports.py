@@ -47,7 +47,7 @@ LAYERS = [
         "wool.runtime.worker.status",
         "wool.runtime.worker.transport",
     ),
-    ("wool.runtime.worker.arena",),
+    ("wool.runtime.worker.arena", "wool.runtime.worker.exchange"),
     ("wool.runtime.worker.call", "wool.runtime.worker.executor", "wool.runtime.worker.fetches"),
     ("wool.runtime.worker.status",),
     ("wool.runtime.worker.session",),

@@ -1,11 +1,8 @@
 """The routine loop: the thread and the event loop that routines run on, and what runs them.
 
 gRPC is served on the process's main thread, so a routine that blocks its loop never keeps the
-worker from answering. The two loops share three things per session, each with one producer and
-one consumer: `pending` (tasks that have arrived), `mail` (everything else, in order) and
-`replies`; of the worker's session with itself both sides are here. A task belongs to whichever side
-pops it from `pending`: this one, when it takes the first step of running it, or the serving side,
-to give it back unrun.
+worker from answering; `exchange` has what the two loops share of a session. Of the worker's session
+with itself both sides are here.
 """
 
 from __future__ import annotations
@@ -15,18 +12,19 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from wool import protocol
 from wool.runtime import serializer, unimportable
 from wool.runtime.errors import PayloadTooLarge, UnexpectedResponse
 from wool.runtime.routine import task as task_module
-from wool.runtime.routine.task import Task, is_generator, load_proxy, split_callable, within
+from wool.runtime.routine.task import is_generator, within
 from wool.runtime.serializer import Payload
 from wool.runtime.unpicklable import refuse
+from wool.runtime.worker import exchange
 from wool.runtime.worker.arena import WORTHWHILE, in_turns
+from wool.runtime.worker.exchange import GIVEN_BACK, reply_size
 from wool.runtime.worker.framing import OVERHEAD, pause
 from wool.runtime.worker.relay import Relay
 
@@ -35,15 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
     from types import TracebackType
 
+    from wool.runtime.routine.task import Task
     from wool.runtime.worker.arena import Arena, Shared
     from wool.runtime.worker.backpressure import Admission
-
-Body: TypeAlias = "Payload | protocol.Segment | protocol.Nack | None"
-"""What a reply carries."""
+    from wool.runtime.worker.exchange import Arrival, Body, Exchange
 
 logger = logging.getLogger("wool.executor")
-
-GIVEN_BACK = "it was withdrawn before it ran"
 
 REPLIES = 64
 """How many replies may wait for the rest of what runs in one turn of the loop."""
@@ -112,79 +107,6 @@ class RoutineLoop:
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self._relay.close()
         self.loop.close()
-
-
-@dataclass(slots=True, eq=False)
-class Definition:
-    """A callable or a proxy as it came, and what it loads to if that may be used again."""
-
-    content: bytes | bytearray
-    reusable: bool
-    value: Any = None
-
-    def load(self, loads: Callable[[bytes], Any]) -> Any:
-        if self.value is not None:
-            return self.value
-        value = loads(bytes(self.content))
-        if self.reusable:
-            self.value = value
-        return value
-
-
-@dataclass(slots=True)
-class Arrival:
-    """A task that has arrived."""
-
-    header: protocol.Task
-    callable: Definition | None
-    """None if it is the last buffer of the arguments."""
-    proxy: Definition | None
-    arguments: Payload | protocol.Segment
-
-    def load(self, arguments: Payload) -> Task:
-        """The task, from its arguments once they are here. Raises what loading its parts raises."""
-        try:
-            return self._load(arguments)
-        except ModuleNotFoundError as exc:
-            where = f"the worker that is to run routine {self.header.tag}"
-            unimportable.refuse(exc, where, by_value=True)
-
-    def _load(self, arguments: Payload) -> Task:
-        if self.proxy is None:
-            proxy = load_proxy(b"", self.header.proxy_error)
-        else:
-            proxy = self.proxy.load(load_proxy)
-        if self.callable is None:
-            function, arguments = split_callable(arguments)
-        else:
-            function = self.callable.load(serializer.load_callable)
-        return Task.decode(self.header, function, proxy, arguments)
-
-
-def reply_size(payload: Body) -> int:
-    """What a reply that waits counts for, in bytes."""
-    if payload is None:
-        return OVERHEAD
-    return OVERHEAD + (payload.size if isinstance(payload, Payload) else payload.ByteSize())
-
-
-@dataclass(slots=True)
-class Exchange:
-    """What the two loops share of a session.
-
-    `collect` is called, here, when replies wait. `crowded` tells whether more of them wait for the
-    client than may; if `stalled`, someone here waits for the end of that. Each of `replies` comes
-    with its size; `replied` and `collected` are the bytes that have gone in and come out.
-    """
-
-    collect: Callable[[], object]
-    crowded: Callable[[], bool]
-    stalled: bool = False
-    replied: int = 0
-    collected: int = 0
-    pending: dict[int, Arrival] = field(default_factory=dict)
-    mail: deque[tuple[int, str, Any]] = field(default_factory=deque)
-    replies: deque[tuple[int, str, Body, int]] = field(default_factory=deque)
 
 
 class Runner:
@@ -615,7 +537,7 @@ def _take_up_traces() -> None:
         logger.exception("This worker takes part in no trace: OpenTelemetry failed")
 
 
-OWN_FILES = frozenset({__file__, task_module.__file__})
+OWN_FILES = frozenset({__file__, exchange.__file__, task_module.__file__})
 """Whose frames are not of a routine."""
 
 RUN = Execution._run.__code__

@@ -39,17 +39,15 @@ from wool.runtime.worker.arena import Shared
 from wool.runtime.worker.auth import CredentialContext
 from wool.runtime.worker.backpressure import BUSY, STOPPING, Admission, BackpressureLike, Limit
 from wool.runtime.worker.base import ChannelOptions
-from wool.runtime.worker.executor import (
+from wool.runtime.worker.exchange import (
     GIVEN_BACK,
     Arrival,
     Body,
     Definition,
     Exchange,
-    Execution,
-    RoutineLoop,
-    Runner,
     reply_size,
 )
+from wool.runtime.worker.executor import Execution, RoutineLoop, Runner
 from wool.runtime.worker.framing import (
     CHUNK,
     DEFINITIONS,
