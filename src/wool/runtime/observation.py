@@ -2,7 +2,7 @@
 
 Calls are told of where they are made, tasks where they run, workers where they are called. Whoever
 listens is called at once, in the context of what happens, and is given the task, if it is about
-one, which lives no longer for that.
+one.
 """
 
 from __future__ import annotations
