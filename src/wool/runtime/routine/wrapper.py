@@ -139,16 +139,18 @@ def _coroutine_routine(function: FunctionType, options: RoutineOptions) -> Any:
         if not context.dispatching.get():
             with do_dispatch(True):
                 return await within(options.timeout, function(*args, **kwargs), function)
+        proxy, task = _task(function, args, kwargs, options)
         if observation.listeners or options.attempts > 1:
-            return await _result_told(*_task(function, args, kwargs, options), options)
-        return await _result(*_task(function, args, kwargs, options))
+            return await _result_told(proxy, task, options)
+        stream = await proxy.dispatch(task, timeout=context.dispatch_timeout.get())
+        del task  # It holds the pickled arguments, which the call need not.
+        return await _result(stream)
 
     return wrapper
 
 
-async def _result(proxy: WorkerProxyLike, task: Task) -> Any:
-    stream: Any = await proxy.dispatch(task, timeout=context.dispatch_timeout.get())
-    del task  # It holds the pickled arguments, which the call need not.
+async def _result(stream: Any) -> Any:
+    """What a call returns that a worker has taken."""
     try:
         return await anext(stream)
     except StopAsyncIteration as exc:
@@ -161,12 +163,16 @@ async def _result(proxy: WorkerProxyLike, task: Task) -> Any:
         await stream.aclose()
 
 
+async def _attempt(proxy: WorkerProxyLike, task: Task) -> Any:
+    return await _result(await proxy.dispatch(task, timeout=context.dispatch_timeout.get()))
+
+
 async def _result_told(proxy: WorkerProxyLike, task: Task, options: RoutineOptions) -> Any:
     """The result of one attempt or several, and tell of it whoever listens."""
     with observation.call_span(task):
         if options.attempts > 1:
             return await _result_of_any(proxy, task, options)
-        return await _result(proxy, task)
+        return await _attempt(proxy, task)
 
 
 async def _result_of_any(proxy: WorkerProxyLike, task: Task, options: RoutineOptions) -> Any:
@@ -177,14 +183,14 @@ async def _result_of_any(proxy: WorkerProxyLike, task: Task, options: RoutineOpt
     pause = FIRST_PAUSE
     for _ in range(1, options.attempts):
         try:
-            return await _result(proxy, task)
+            return await _attempt(proxy, task)
         except reasons as exc:
             logger.info("%s is tried again: %r", task, exc)
             await asyncio.sleep(random.uniform(0, pause))
             if not getattr(proxy, "started", True):  # Its pool has been left.
                 raise
         pause = min(2 * pause, LAST_PAUSE)
-    return await _result(proxy, task)
+    return await _attempt(proxy, task)
 
 
 def _generator_routine(function: FunctionType, options: RoutineOptions) -> Any:
