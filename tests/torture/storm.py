@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from wool.runtime.worker.connection import _Link
-    from wool.runtime.worker.service import _Session
+    from wool.runtime.worker.serversession import ServerSession
     from wool.runtime.worker.session import Session
 
     Kind = Callable[[], Coroutine[Any, Any, None]]
@@ -133,7 +133,7 @@ def _kept(session: Session) -> list[tuple[str, object]]:
     ]
 
 
-def left_of_sessions(sessions: Iterable[_Session]) -> list[str]:
+def left_of_sessions(sessions: Iterable[ServerSession]) -> list[str]:
     """What workers' halves of sessions have left of calls, but for the one that asks."""
     found = []
     for session in sessions:
