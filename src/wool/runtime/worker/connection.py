@@ -436,7 +436,7 @@ class WorkerConnection:
             if session is not None and task.caller is None:
                 session.check_room()
             if session is None or session.crowded(task):
-                session, placed = await self._wait_for_room(task, deadline, timeout)
+                session, placed = await self._wait_for_turn(task, deadline, timeout)
             call = session.submit(task, self._on_end, placed)
             self._calls.add(call)
             self._idle.clear()
@@ -446,13 +446,13 @@ class WorkerConnection:
             raise
         return call
 
-    async def _wait_for_room(
+    async def _wait_for_turn(
         self, task: Task, deadline: float | None, timeout: float | None
     ) -> tuple[Session, Placed | None]:
         self._waiting += 1
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._room(task)
+                return await self._turn(task)
         except TimeoutError as exc:
             raise DispatchTimeout(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"{self!r} had no room within {timeout} s"
@@ -460,10 +460,10 @@ class WorkerConnection:
         finally:
             self._waiting -= 1
 
-    async def _room(self, task: Task) -> tuple[Session, Placed | None]:
-        """The session, open, when it has room for a task, and where its arguments were put."""
+    async def _turn(self, task: Task) -> tuple[Session, Placed | None]:
+        """The session, open, when it is the turn of a task, and where its arguments were put."""
         session = await self._open_link().session()
-        placed = await session.room(task) if session.crowded(task) else None
+        placed = await session.turn(task) if session.crowded(task) else None
         if self._closed:
             session.leave_out(placed)
             raise self._closed_error()

@@ -292,7 +292,7 @@ class WorkerProxy:
         context = running.having(task.tags) if task.tags else running.context
         if running.lines and task.caller is None:
             await running.give_way()
-        if not running.lines or task.caller is not None or not running.line(context):
+        if not running.lines or task.caller is not None or len(running.line(context)) == 0:
             if not context.workers:
                 await running.first_worker(self, context)
             try:

@@ -181,7 +181,7 @@ class Session:
         return self._allowance == 0
 
     def crowded(self, task: Task) -> bool:
-        """Whether a task has to wait for room, or to be put into shared memory.
+        """Whether a task has to wait for its turn, or to be put into shared memory.
 
         Raises `PayloadTooLarge` if the worker would refuse its arguments.
         """
@@ -193,8 +193,8 @@ class Session:
             )
         return self._shares(size) or self._gate(size).crowded
 
-    async def room(self, task: Task) -> Placed | None:
-        """Wait for one's turn to submit a task, and share its arguments if they are large."""
+    async def turn(self, task: Task) -> Placed | None:
+        """Wait for the turn of a task, and share its arguments if they are large."""
         arguments = task.encode()
         gate = self._gate(arguments.size)
         if gate.crowded:
@@ -206,7 +206,7 @@ class Session:
         return Placed(number, segment) if segment is not None else None
 
     def leave_out(self, placed: Placed | None) -> None:
-        """What was placed by `room` is not going to be submitted."""
+        """What was placed by `turn` is not going to be submitted."""
         if placed is not None:
             self._free(placed.number)
 
@@ -240,7 +240,7 @@ class Session:
         on_end: Callable[[Call], None] | None = None,
         placed: Placed | None = None,
     ) -> Call:
-        """Queue a task. `on_end` is called when it has ended, `placed` is what `room` returned.
+        """Queue a task. `on_end` is called when it has ended, `placed` is what `turn` returned.
 
         Raises `TransientRpcError` if the session is ending, `WorkerFull` if the worker is full.
         """
