@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 import traceback
 from typing import NoReturn
 
@@ -45,7 +44,7 @@ def _importer(exc: ModuleNotFoundError) -> str | None:
 
 
 def _describe_path() -> str:
-    library = sysconfig.get_path("stdlib")
+    library = os.path.dirname(os.__file__)
     own = {library, os.path.join(library, "lib-dynload")}
     archive = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
     places = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import random
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, wraps
@@ -177,6 +176,8 @@ async def _result_told(proxy: WorkerProxyLike, task: Task, options: RoutineOptio
 
 async def _result_of_any(proxy: WorkerProxyLike, task: Task, options: RoutineOptions) -> Any:
     """The result of the first attempt that isn't to be followed by another one."""
+    import random  # Few routines are tried again.
+
     reasons: tuple[type[Exception], ...] = (WorkerLost, *options.retry_on)
     task.tried = set()
     task.encode()  # What can't be pickled is not tried again.

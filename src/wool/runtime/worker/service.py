@@ -27,8 +27,6 @@ from wool.runtime.worker.executor import RoutineLoop
 from wool.runtime.worker.loopback import Loopback
 from wool.runtime.worker.relay import Relay
 from wool.runtime.worker.serversession import DRAINING, FAREWELL, ServerSession, ServerSessions
-from wool.runtime.worker.stacks import stack_of
-from wool.runtime.worker.status import resident_memory
 from wool.runtime.worker.watch import LoopWatch
 
 if TYPE_CHECKING:
@@ -213,6 +211,8 @@ class WorkerService:
         context: grpc.aio.ServicerContext[protocol.StatusRequest, protocol.Status] | None = None,
     ) -> protocol.Status:
         """How it is; with the tasks that run and their stacks, if they are asked for."""
+        from wool.runtime.worker.status import resident_memory  # Few ask.
+
         groups = self._sessions, self._own
         metadata = wool.__worker_metadata__
         idle_since = max(group.idle_since for group in groups)
@@ -237,6 +237,8 @@ class WorkerService:
 
     def running_tasks(self) -> list[protocol.RunningTask]:
         """The tasks that run, the longest first, and where they are. Their loop may be blocked."""
+        from wool.runtime.worker.stacks import stack_of  # Few ask.
+
         executions = [
             execution
             for group in (self._sessions, self._own)

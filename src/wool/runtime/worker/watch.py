@@ -8,8 +8,6 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from wool.runtime.worker.stacks import stack_of
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -74,6 +72,8 @@ class LoopWatch:
             self._lag = time.monotonic() - asked
 
     def _tell(self) -> None:
+        from wool.runtime.worker.stacks import stack_of  # Few workers are blocked.
+
         current = asyncio.current_task(self._routines.loop)
         if current is not None:
             logger.warning(
