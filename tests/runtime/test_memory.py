@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +49,26 @@ def test_landing_bytes_are_not_copied_when_taken() -> None:
     fill(landing, bytes(range(100)), 10)
 
     assert landing.take() is landing.take()
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("taken", [False, True])
+def test_garbage_collector_has_nothing_to_complain_of(form: Form, taken: bool) -> None:
+    """Python before 3.13 only says so in its development mode."""
+    program = f"""
+import gc
+from wool.runtime.memory import Landing
+
+landing = Landing({form.value}, 100)
+cycle = [landing.take() if {taken} else landing]
+cycle.append(cycle)
+del landing, cycle
+gc.collect()
+"""
+    command = [sys.executable, "-X", "dev", "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+    assert ended.stderr == ""
 
 
 @pytest.mark.parametrize("size", [0, 10, HUGE])

@@ -39,6 +39,15 @@ class Form(IntEnum):
         return cls.BYTES if memoryview(buffer).readonly else cls.VIEW
 
 
+class _Memory(BytesIO):
+    """Is not closed by the garbage collector, which complains if views of it are left."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        pass
+
+
 class Landing:
     """Room for a buffer of `size` bytes, filled from its start and then had without a copy."""
 
@@ -53,7 +62,7 @@ class Landing:
             self._bytes = bytearray()
         else:
             # Zeros fresh from the allocator, which a `BytesIO` that alone has them writes to.
-            self._file = BytesIO(bytes(size))
+            self._file = _Memory(bytes(size))
             self._view = self._file.getbuffer()
             if size >= HUGE:
                 _advise(self._view)
