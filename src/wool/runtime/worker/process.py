@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import fcntl
 import logging
@@ -177,6 +178,7 @@ class WorkerProcess:
         finally:
             os.close(control_read)
             os.close(report_write)
+        _processes.add(self._process)
         self._exited = asyncio.create_task(self._process.wait(), name="wool worker process")
         fate.register(self._uid, self._exited)
         with report:
@@ -244,6 +246,7 @@ class WorkerProcess:
             if self._process is not None and self.alive:
                 await self._await_end(self._process, timeout)
         finally:
+            _processes.discard(self._process)
             if self._control is not None:
                 os.close(self._control)
                 self._control = None
@@ -278,6 +281,25 @@ class WorkerProcess:
                     os.kill(process.pid, signum)
         if interruption is not None:
             raise interruption
+
+
+_processes: set[asyncio.subprocess.Process | None] = set()
+"""Those that have been started and not been reaped."""
+
+
+@atexit.register
+def _leave_alone() -> None:
+    """Have workers that nobody has stopped end by themselves, as their control pipes close.
+
+    What asyncio holds of a process would kill it when it is deleted, which ends no routine and
+    leaves the socket behind.
+    """
+    for process in _processes:
+        transport: Any = getattr(process, "_transport", None)
+        popen = transport.get_extra_info("subprocess") if transport is not None else None
+        if popen is not None and popen.poll() is None:
+            popen.returncode = 0  # As far as anyone here is concerned.
+            transport.close()
 
 
 def check_credentials(identity: str | None, credentials: object) -> None:
