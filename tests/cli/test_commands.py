@@ -99,6 +99,50 @@ class TestUsage:
         assert message in " ".join(ended.stderr.split())
 
 
+INTERRUPTED = """
+import os, signal
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+SCRIPT_PATH = os.path.join(sysconfig.get_path("scripts"), "wool")
+
+
+class TestInterruption:
+    @pytest.mark.parametrize("module", ["grpc", "click"])
+    @pytest.mark.parametrize(
+        "command", [[sys.executable, "-m", "wool"], [SCRIPT_PATH]], ids=["module", "script"]
+    )
+    def test_while_it_imports(self, command: list[str], module: str, tmp_path: Path) -> None:
+        """By what stands for a module that takes its time."""
+        (tmp_path / f"{module}.py").write_text(INTERRUPTED)
+        ended = self._run(*command, "--help", PYTHONPATH=str(tmp_path))
+        assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+    def test_of_a_program_that_imports_wool(self, tmp_path: Path) -> None:
+        (tmp_path / "grpc.py").write_text(INTERRUPTED)
+        program = "try: import wool\nexcept KeyboardInterrupt: print('interrupted')"
+        ended = self._run(sys.executable, "-c", program, PYTHONPATH=str(tmp_path))
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "interrupted\n", "")
+
+    def test_while_it_runs(self, tmp_path: Path) -> None:
+        script = tmp_path / "script.py"
+        script.write_text(INTERRUPTED)
+        ended = self._run(sys.executable, "-m", "wool", "run", str(script))
+        assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+    def _run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment(**more),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            preexec_fn=interruptible,
+        )
+
+
 def interruptible() -> None:
     """A shell's background has it ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from wool._version import __version__
 
+if TYPE_CHECKING:
+    from typing import Any
+
 COMMANDS: Final = ("worker", "status", "top", "stop", "health", "run")
 """Each is a function of its name in a module of its name."""
 
+INTERRUPTED: Final = 130
+"""The exit code of a command that is interrupted, as shells have it for SIGINT."""
+
 
 class Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
