@@ -98,6 +98,18 @@ class TestUsage:
         assert ended.exit_code == 2
         assert message in " ".join(ended.stderr.split())
 
+    @pytest.mark.parametrize("tag", ["big gpu", "big,gpu", "gpu\n", ""])
+    def test_tag_that_would_look_like_others_is_named(self, tag: str) -> None:
+        ended = invoke("worker", "--tag", "fine", "--tag", tag)
+        assert ended.exit_code == 2
+        message = f"'--tag': {tag!r}: expected a tag without spaces and commas"
+        assert message in " ".join(ended.stderr.split())
+
+    def test_tags_of_the_environment_have_spaces_between_them(self) -> None:
+        environment = {"WOOL_TAG": "big gpu,fast"}
+        ended = CliRunner().invoke(command, ["worker"], env=environment)
+        assert "'gpu,fast': expected a tag" in " ".join(ended.stderr.split())
+
 
 INTERRUPTED = """
 import os, signal

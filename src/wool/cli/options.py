@@ -54,6 +54,14 @@ def size(text: str) -> int:
     return int(found[1]) * int(1024 ** " kmgt".index(found[2] or " "))
 
 
+def tag(text: str) -> str:
+    if not re.fullmatch(r"[^\s,]+", text):
+        raise click.BadParameter(
+            f"{text!r}: expected a tag without spaces and commas, which stand between tags"
+        )
+    return text
+
+
 def places(function: F) -> F:
     """`--discovery` and `--join`."""
     for option in (

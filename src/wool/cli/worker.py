@@ -13,7 +13,7 @@ import click
 from wool.cli import logs
 from wool.cli.certificates import certified_name
 from wool.cli.fleet import Fleet, Limits, Ports
-from wool.cli.options import SETTINGS, Tls, chosen, discover, places, port, size, tls
+from wool.cli.options import SETTINGS, Tls, chosen, discover, places, port, size, tag, tls
 from wool.runtime.worker.local import LocalWorker
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ ADVERTISING = ("lan", "redis")
 @click.command(context_settings=SETTINGS)
 @click.option("--workers", type=click.IntRange(1), help="How many. [default: one for each CPU]")
 @places
-@click.option("--tag", multiple=True, help="That the workers have. Repeatable.")
+@click.option("--tag", type=tag, multiple=True, help="That the workers have. Repeatable.")
 @click.option("--host", help="Where to listen, such as 0.0.0.0. [default: a socket of this user]")
 @click.option(
     "--port", type=port, help="Of the first worker; the others have those after it. [default: any]"
