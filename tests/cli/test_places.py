@@ -7,17 +7,22 @@ import pickle
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
+import dns.rcode
 import pytest
 import trustme
 
+from tests.dns_server import NameServer
 from tests.runtime.worker.memory import MemoryDiscovery, made_up
 from wool import DnsDiscovery, LanDiscovery, LocalDiscovery, RedisDiscovery
 from wool.cli.certificates import certified_name
+from wool.cli.finding import Finder, UnreachableError
 from wool.cli.places import Place, Several, together
 from wool.cli.systemd import notify
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from wool import DiscoveryLike
 
 
 @pytest.mark.parametrize(
@@ -95,6 +100,24 @@ async def test_worker_is_there_as_long_as_it_is_in_one_place() -> None:
         await second.publish("worker-dropped", worker)
         seen.append(await anext(events))
     assert [event.type for event in seen] == ["worker-added", "worker-dropped"]
+
+
+@pytest.mark.parametrize("beside", [[], [LocalDiscovery("beside")]], ids=["alone", "beside"])
+@pytest.mark.parametrize("port", [80, None])
+async def test_name_that_does_not_resolve_is_told(
+    port: int | None, beside: list[DiscoveryLike]
+) -> None:
+    async with NameServer() as server:
+        discovery = DnsDiscovery("workers.example", port, nameserver=server.address)
+        finder = Finder(together([discovery, *beside]), None, wait=0.1)
+        with pytest.raises(UnreachableError, match=r"names? (does not )?exist: workers\.example\."):
+            await finder.find()
+        server.failure = dns.rcode.REFUSED
+        with pytest.raises(UnreachableError, match="REFUSED"):
+            await finder.find()
+        server.failure = None
+        server.records["workers.example", "TXT"] = ["it is there"]
+        assert await finder.find() == []
 
 
 @pytest.mark.parametrize(

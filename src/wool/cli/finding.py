@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import click
 
 from wool.cli.options import Tls, chosen, discover
+from wool.cli.places import check
 from wool.runtime.discovery.addresses import split
 from wool.runtime.errors import RpcError
 from wool.runtime.worker.connection import WorkerConnection
@@ -91,6 +92,7 @@ class Finder:
         """Those that are there, as far as is known after a while."""
         found: dict[Any, WorkerMetadata] = {}
         try:
+            await check(self.discovery)
             async with (
                 asyncio.timeout(self._wait),
                 aclosing(cast("Any", aiter(self.discovery.subscriber))) as events,

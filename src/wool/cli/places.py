@@ -98,6 +98,12 @@ def together(discoveries: Sequence[DiscoveryLike]) -> DiscoveryLike:
     return discoveries[0] if len(discoveries) == 1 else Several(discoveries)
 
 
+async def check(discovery: DiscoveryLike) -> None:
+    """Raises what tells that there is no such place, if the discovery can tell."""
+    if isinstance(discovery, (DnsDiscovery, Several)):
+        await discovery.check()
+
+
 class Several(Discovery):
     """Announces in all of some discoveries, and tells of the workers that are in any of them."""
 
@@ -113,6 +119,10 @@ class Several(Discovery):
 
     def subscribe(self, filter: PredicateFunction | None = None) -> SeveralSubscriber:
         return SeveralSubscriber([each.subscriber for each in self._discoveries], filter)
+
+    async def check(self) -> None:
+        for each in self._discoveries:
+            await check(each)
 
 
 class SeveralPublisher:

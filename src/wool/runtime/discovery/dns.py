@@ -195,13 +195,22 @@ async def _addresses(resolver: Resolver, name: str, port: int | None) -> set[str
 
 
 async def _ask(resolver: Resolver, name: str, kind: str) -> Iterable[Rdata]:
-    from dns.resolver import NXDOMAIN, NoAnswer
+    from dns.resolver import NXDOMAIN
 
     try:
-        answer = await resolver.resolve(name, kind, search=True, lifetime=ANSWER_TIMEOUT)
-    except (NXDOMAIN, NoAnswer):
+        return await _query(resolver, name, kind)
+    except NXDOMAIN:
         return ()
-    return tuple(answer)
+
+
+async def _query(resolver: Resolver, name: str, kind: str) -> Iterable[Rdata]:
+    """Nothing if the name has no such records; raises `NXDOMAIN` if there is no such name."""
+    from dns.resolver import NoAnswer
+
+    try:
+        return tuple(await resolver.resolve(name, kind, search=True, lifetime=ANSWER_TIMEOUT))
+    except NoAnswer:
+        return ()
 
 
 class DnsDiscovery(Discovery):
@@ -272,6 +281,15 @@ class DnsDiscovery(Discovery):
     def subscribe(self, filter: PredicateFunction | None = None) -> DnsSubscriber:
         """A subscriber to the workers that pass `filter`, or else this discovery's own."""
         return DnsSubscriber(self._service, self._filter if filter is None else filter)
+
+    async def check(self) -> None:
+        """Raises dnspython's `DNSException` if there is no such name, or the DNS doesn't answer.
+
+        To subscribers, a name that isn't there is one without workers: it may come to be.
+        """
+        service = self._service
+        kind = "SRV" if service.port is None else "A"
+        await _query(_resolver(service.nameserver), service.name, kind)
 
 
 def _check_port(port: object) -> None:
