@@ -364,6 +364,18 @@ class TestFailing:
         assert (no_port.returncode, no_port.stdout) == (1, "")
         assert f"127.0.0.1:{port}" in no_port.stderr
 
+    @pytest.mark.parametrize("option", ["--health-port", "--metrics-port"])
+    @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+    async def test_port_that_is_taken(self, option: str, host: str) -> None:
+        with socket.create_server((host, 0)) as taken:
+            port = str(taken.getsockname()[1])
+            ended = await asyncio.to_thread(
+                run, "worker", "--workers", "1", "--join", "taken", option, port
+            )
+        assert (ended.returncode, ended.stdout) == (1, "")
+        message = f"Error: {option} {port} can't be had: [Errno 98] Address already in use\n"
+        assert ended.stderr == message
+
 
 def _active() -> wool.WorkerProxy:
     proxy = wool.__proxy__.get()

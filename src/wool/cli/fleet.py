@@ -22,6 +22,7 @@ from wool.runtime.factory import resolve
 from wool.runtime.worker import fate, health
 from wool.runtime.worker.connection import WorkerConnection
 from wool.runtime.worker.crew import Crew, Departure
+from wool.runtime.worker.transport import obstacle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -158,14 +159,7 @@ class Fleet:
         """Serve health and metrics; says where."""
         served = ""
         if self._ports.health is not None:
-            server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-            health.add_to_server(self._readiness, server)
-            try:
-                port = server.add_insecure_port(f"[::]:{self._ports.health}")
-            except RuntimeError as exc:
-                raise OSError(f"--health-port {self._ports.health} can't be had: {exc}") from exc
-            await server.start()
-            stack.push_async_callback(server.stop, None)
+            port = await self._serve_health(stack, self._ports.health)
             served += f", health on port {port}"
         if self._ports.metrics is not None:
             from wool.cli.metrics import Metrics  # It needs an extra of its own.
@@ -173,6 +167,17 @@ class Fleet:
             metrics = stack.enter_context(Metrics(self._ports.metrics, self._ask))
             served += f", metrics on port {metrics.port}"
         return served
+
+    async def _serve_health(self, stack: AsyncExitStack, port: int) -> int:
+        # Before gRPC tries, which tells of it on standard error.
+        if reason := obstacle("0.0.0.0", port):
+            raise OSError(f"--health-port {port} can't be had: {reason}")
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health.add_to_server(self._readiness, server)
+        bound = server.add_insecure_port(f"[::]:{port}")
+        await server.start()
+        stack.push_async_callback(server.stop, None)
+        return bound
 
     async def _ask(self) -> dict[int, WorkerStatus]:
         """How the workers are that answer, by slot."""

@@ -166,7 +166,7 @@ def _bind(server: grpc.aio.Server, configuration: Configuration) -> WorkerMetada
     except RuntimeError as exc:
         if configuration.directory is not None:
             raise
-        reason = obstacle(configuration.host, configuration.port)
+        reason = obstacle(configuration.host, configuration.port) or "no reason is known"
         raise RuntimeError(f"Failed to bind to address {address}: {reason}") from exc
     return WorkerMetadata(
         uid=configuration.uid,

@@ -35,7 +35,7 @@ TRANSIENT: Final = frozenset(
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
 
 
-def obstacle(host: str | None, port: int) -> str:
+def obstacle(host: str | None, port: int) -> str | None:
     """Why gRPC can't listen there, which it doesn't say itself, as far as that can be found out."""
     try:
         for family, kind, number, _, address in socket.getaddrinfo(
@@ -46,7 +46,7 @@ def obstacle(host: str | None, port: int) -> str:
                 attempt.bind(address)
     except (OSError, UnicodeError) as exc:
         return str(exc)
-    return "no reason is known"
+    return None
 
 
 def _shared(options: ChannelOptions) -> Arguments:
