@@ -56,58 +56,61 @@ ADVERTISING = ("lan", "redis")
 )
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
 @click.pass_context
-def worker(ctx: click.Context, /, **given: Any) -> None:
+def worker(
+    ctx: click.Context,
+    /,
+    *,
+    tag: Sequence[str],
+    max_tasks: int | None,
+    modules: Sequence[str],
+    uvloop: bool,
+    log_level: str,
+    log_format: str,
+    **given: Any,
+) -> None:
     """Run workers, and replace those that die.
 
     SIGTERM or SIGINT lets calls end, a second one cancels them. Workers that `wool stop` has
     stopped are not replaced.
     """
-    fleet = _fleet(**given)
-    logs.set_up(given["log_level"], given["log_format"])
+    make = partial(
+        LocalWorker,
+        *tag,
+        max_concurrent_tasks=max_tasks,
+        initializer=partial(logs.begin_worker, log_level, log_format, modules),
+        loop_factory=_uvloop() if uvloop else None,
+    )
+    fleet = _fleet(make, log_format=log_format, **given)
+    logs.set_up(log_level, log_format)
     ctx.exit(asyncio.run(fleet.run()))
 
 
 def _fleet(
+    make: Callable[..., LocalWorker],
     *,
     workers: int | None,
     discovery: Sequence[Place],
     join: Sequence[str],
-    tag: Sequence[str],
     host: str | None,
     port: int | None,
     advertise: str | None,
-    max_tasks: int | None,
     max_tasks_per_child: int | None,
     max_memory: int | None,
     health_port: int | None,
     metrics_port: int | None,
-    modules: Sequence[str],
-    uvloop: bool,
-    log_level: str,
     log_format: str,
     **tls: Any,
 ) -> Fleet:
     count = workers or os.cpu_count() or 1
     places = chosen(discovery, join)
     _check_places(places, advertise)
-    if port is not None and port + count > 65536:
-        raise click.BadParameter(
-            f"{count} workers have no ports from {port} on", param_hint="--port"
-        )
+    _check_ports(port, count)
     if metrics_port is not None:
         import_module("wool.cli.metrics")  # Which says so if its extra is missing.
     given = Tls(**tls)
     credentials = given.provider(serving=True)
     return Fleet(
-        partial(
-            LocalWorker,
-            *tag,
-            credentials=credentials,
-            identity=given.identity,
-            max_concurrent_tasks=max_tasks,
-            initializer=partial(logs.begin_worker, log_level, log_format, modules),
-            loop_factory=_uvloop() if uvloop else None,
-        ),
+        partial(make, credentials=credentials, identity=given.identity),
         count,
         discover(places, advertise=advertise),
         announced=", ".join(map(str, places)),
@@ -119,6 +122,13 @@ def _fleet(
         ports=Ports(health_port, metrics_port),
         log_format=log_format,
     )
+
+
+def _check_ports(first: int | None, count: int) -> None:
+    if first is not None and first + count > 65536:
+        raise click.BadParameter(
+            f"{count} workers have no ports from {first} on", param_hint="--port"
+        )
 
 
 def _check_places(places: Sequence[Place], advertise: str | None) -> None:
