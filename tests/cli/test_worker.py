@@ -249,6 +249,38 @@ class TestRecycling:
             lines = [*map(json.loads, command.errors.splitlines())]
             assert any("is to be replaced: it has run" in line["message"] for line in lines)
 
+    async def test_counters_go_on_from_one_worker_to_the_next(self, tmp_path: Path) -> None:
+        with Running(
+            *("worker", "--workers", "1", "--join", "counted", "--max-tasks-per-child", "3"),
+            *("--metrics-port", "0"),
+        ) as command:
+            metrics = (await asyncio.to_thread(command.line)).rpartition(" ")[2]
+
+            async def done() -> float:
+                return (await _scrape(metrics))["wool_worker_tasks_done_total"]["0",]
+
+            async with (
+                asyncio.timeout(PATIENCE),
+                WorkerPool(lease=2, discovery=LocalDiscovery("counted")),
+            ):
+                last = asyncio.create_task(held(str(tmp_path / "go")))
+                await eventually((tmp_path / "go.started").exists, timeout=PATIENCE)
+                [first, *_] = [await pid() for _ in range(3)]
+                counts = [await done()]
+                while await pid() == first:
+                    counts.append(await done())
+                counts.append(await done())
+                assert not last.done()
+                (tmp_path / "go").touch()
+                assert await last == first
+                await eventually(lambda: not psutil.pid_exists(first), timeout=PATIENCE)
+                before, *_ = counts
+                counts.append(await done())
+                assert counts == sorted(counts)
+                assert counts[-1] == before + len(counts) - 1
+                command.send(signal.SIGTERM)
+            assert await asyncio.to_thread(command.end) == 0
+
     async def test_worker_with_too_much_memory_is_replaced_at_its_port(self) -> None:
         port = free_port()
         with Running(

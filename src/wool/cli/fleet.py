@@ -16,6 +16,7 @@ import grpc.aio
 from wool.cli import logs
 from wool.cli.amounts import number
 from wool.cli.systemd import notify
+from wool.cli.tally import Tally
 from wool.runtime.discovery.addresses import is_loopback
 from wool.runtime.errors import RpcError
 from wool.runtime.factory import resolve
@@ -105,6 +106,9 @@ class Fleet:
         self._ports = ports
         self._log_format = log_format
         self._readiness = Readiness()
+        self._made: dict[WorkerLike, int] = {}
+        """Those that are not known to have ended, with their slots."""
+        self._tally = Tally()
         self._crew: Crew
 
     async def run(self) -> int:
@@ -146,7 +150,9 @@ class Fleet:
             await signals.cut_short(crew.stop(Departure(drain=True, timeout=None)))
 
     def _make_one(self, host: str | None, slot: int) -> WorkerLike:
-        return self._make(host=host, port=self._port + slot if self._port else self._port)
+        worker = self._make(host=host, port=self._port + slot if self._port else self._port)
+        self._made[worker] = slot
+        return worker
 
     def _say_ready(self, served: str) -> None:
         ready = f"{number(self._count, 'worker')} ready, announced at {self._announced}{served}"
@@ -164,7 +170,7 @@ class Fleet:
         if self._ports.metrics is not None:
             from wool.cli.metrics import Metrics  # It needs an extra of its own.
 
-            metrics = stack.enter_context(Metrics(self._ports.metrics, self._ask))
+            metrics = stack.enter_context(Metrics(self._ports.metrics, self._ask, self._tally))
             served += f", metrics on port {metrics.port}"
         return served
 
@@ -180,28 +186,38 @@ class Fleet:
         return bound
 
     async def _ask(self) -> dict[int, WorkerStatus]:
-        """How the workers are that answer, by slot."""
-        serving = self._crew.serving
-        answers = await asyncio.gather(*map(self._ask_one, serving.values()))
-        return {
-            slot: status
-            for slot, status in zip(serving, answers, strict=True)
-            if status is not None
-        }
+        """How the workers are that serve and answer, by slot. Those that retire are tallied too."""
+        made = list(self._made.items())
+        answers = await asyncio.gather(*(self._ask_one(worker) for worker, _ in made))
+        current, serving = self._crew.workers.values(), self._crew.serving.values()
+        statuses = {}
+        for (worker, slot), status in zip(made, answers, strict=True):
+            if status is None:
+                starting = worker.metadata is None and worker in current
+                if worker not in serving and not starting:
+                    self._tally.settle(worker.uid)
+                    self._made.pop(worker, None)
+            elif worker in self._made:
+                self._tally.see(slot, status, leaving=worker not in current)
+                if worker in current and worker in serving:
+                    statuses[slot] = status
+        return statuses
 
     async def _ask_one(self, worker: WorkerLike) -> WorkerStatus | None:
         metadata = worker.metadata
-        assert metadata is not None
+        if metadata is None:
+            return None
         connection = WorkerConnection(
             metadata.address, credentials=self._credentials, peer=self._certified
         )
         try:
-            return await connection.status(timeout=STATUS_TIMEOUT)
+            status = await connection.status(timeout=STATUS_TIMEOUT)
         except RpcError as exc:
             logger.debug("%r does not say how it is: %s", worker, exc)
             return None
         finally:
             await connection.close()
+        return status if status.worker.uid == worker.uid else None  # Its port is another's now.
 
     # While they run
 

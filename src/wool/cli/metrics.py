@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
@@ -18,15 +19,19 @@ except ImportError as exc:
     ) from exc
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections import Counter
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
     from prometheus_client.metrics_core import Metric
 
+    from wool.cli.tally import Tally
     from wool.runtime.worker.status import WorkerStatus
 
     Ask = Callable[[], Awaitable[dict[int, WorkerStatus]]]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("wool.cli")
 
@@ -54,12 +59,14 @@ COUNTERS: Final = {
 class Metrics(Collector):
     """Serves `/metrics` on a port inside a `with` block.
 
-    Workers are told apart by the numbers of their slots: a replacement has that of the one before.
+    Workers are told apart by the numbers of their slots: a replacement has that of the one before,
+    and counts on from there.
     """
 
-    def __init__(self, port: int, ask: Ask) -> None:
+    def __init__(self, port: int, ask: Ask, tally: Tally) -> None:
         self.port = port
         self._ask = ask
+        self._tally = tally
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> Self:
@@ -83,7 +90,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """On a thread of the server's."""
-        statuses = asyncio.run_coroutine_threadsafe(self._statuses(), self._loop).result()
+        statuses, sums = asyncio.run_coroutine_threadsafe(self._look(), self._loop).result()
         yield GaugeMetricFamily("wool_workers", "Workers that serve.", value=len(statuses))
         info = InfoMetricFamily("wool_worker", "Which worker it is.", labels=["worker"])
         for slot, status in statuses.items():
@@ -97,13 +104,24 @@ class Metrics(Collector):
             }
             info.add_metric([str(slot)], described)
         yield info
-        for kind, families in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
-            for name, (field, help) in families.items():
-                family = kind(f"wool_worker_{name}", help, labels=["worker"])
-                for slot, status in statuses.items():
-                    family.add_metric([str(slot)], float(getattr(status, field)))
-                yield family
+        for name, (field, help) in GAUGES.items():
+            yield _family(GaugeMetricFamily, name, help, statuses, attrgetter(field))
+        for name, (field, help) in COUNTERS.items():
+            yield _family(CounterMetricFamily, name, help, sums, itemgetter(field))
 
-    async def _statuses(self) -> dict[int, WorkerStatus]:
+    async def _look(self) -> tuple[dict[int, WorkerStatus], dict[int, Counter[str]]]:
         async with asyncio.timeout(SCRAPE_TIMEOUT):
-            return await self._ask()
+            return await self._ask(), self._tally.sums()
+
+
+def _family(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    help: str,
+    slots: Mapping[int, T],
+    value: Callable[[T], float],
+) -> Metric:
+    family = kind(f"wool_worker_{name}", help, labels=["worker"])
+    for slot, source in slots.items():
+        family.add_metric([str(slot)], float(value(source)))
+    return family
