@@ -110,11 +110,11 @@ class Running:
 
 
 class Terminal:
-    """A command in a terminal of 120 by 40, inside a `with` block."""
+    """A command in a terminal of 40 lines, inside a `with` block."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, columns: int = 120) -> None:
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.text = ""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "wool", *arguments],

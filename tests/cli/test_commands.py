@@ -25,6 +25,7 @@ from wool import LocalDiscovery, WorkerPool
 from wool.cli.amounts import duration, size
 from wool.cli.commands import COMMANDS
 from wool.cli.commands import wool as command
+from wool.cli.status import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -206,6 +207,21 @@ class TestStatus:
             assert terminal.end() == 0
             assert "───" in terminal.text
             assert terminal.text.count("serving") == 3
+
+    @pytest.mark.parametrize("columns", [40, 60, 80, 200])
+    def test_what_a_table_has_no_room_for_is_left_out(self, workers: Running, columns: int) -> None:
+        found = json.loads(run("status", "--json", "--join", NAMESPACE).stdout)["workers"]
+        with Terminal("status", "--join", NAMESPACE, columns=columns) as terminal:
+            assert terminal.end() == 0
+        head, *lines = filter(None, map(str.strip, terminal.text.splitlines()))
+        uids = {each["uid"][:8] for each in found}
+        assert {line.split()[0] for line in lines} == {lines[0], *uids}
+        assert "…" not in terminal.text
+        assert terminal.text.count("serving") == len(found)
+        shown = [name for name in COLUMNS if name in head.split()]
+        assert head.split() == shown
+        assert {"worker", "state", "running"} <= {*shown}
+        assert (len(shown) == len(COLUMNS)) is (columns == 200)
 
     def test_in_several_places_a_worker_is_one(self, workers: Running) -> None:
         places = f"local:{NAMESPACE} local:another local:{NAMESPACE}"

@@ -16,6 +16,8 @@ from wool.cli.options import SETTINGS, places, tls, waiting
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from rich.table import Table
+
 FIELDS: Final = (
     "draining",
     "uptime",
@@ -38,6 +40,12 @@ COLUMNS: Final = (
 
 NUMBERS: Final = COLUMNS[5:]
 """Those that are aligned to the right."""
+
+EXPENDABLE: Final = (
+    *("refused", "cpu", "lag", "idle", "pid", "host"),
+    *("failed", "memory", "tags", "uptime", "done"),
+)
+"""Those that are left out, one after the other, of a table that is too wide for its terminal."""
 
 
 @click.command(context_settings=SETTINGS)
@@ -121,14 +129,27 @@ def _justified(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
         yield cell.rjust(width) if name in NUMBERS else cell.ljust(width)
 
 
-def _print_table(sights: Iterable[Sight]) -> None:
-    from rich import box
+def _print_table(sights: Sequence[Sight]) -> None:
     from rich.console import Console
+
+    console = Console()
+    unbounded = console.options.update(max_width=sys.maxsize)
+    columns = list(COLUMNS)
+    for name in EXPENDABLE:
+        if console.measure(_table(sights, columns), options=unbounded).maximum <= console.width:
+            break
+        columns.remove(name)
+    console.print(_table(sights, columns))
+
+
+def _table(sights: Iterable[Sight], columns: Sequence[str]) -> Table:
+    from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    for name in COLUMNS:
+    for name in columns:
         table.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=True)
     for sight in sights:
-        table.add_row(*_cells(sight))
-    Console().print(table)
+        cells = dict(zip(COLUMNS, _cells(sight), strict=True))
+        table.add_row(*(cells[name] for name in columns))
+    return table
