@@ -69,7 +69,7 @@ def test_importing_wool_loads_little_but_grpc() -> None:
 
     more = loaded("import wool, sys; print(*sys.modules)") - grpc
 
-    assert more == {"wool", "wool._command", "wool._grpc", "wool._version"}
+    assert more == {"wool", "wool._grpc", "wool._version"}
 
 
 def test_using_wool_loads_nothing_heavy() -> None:

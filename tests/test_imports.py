@@ -13,7 +13,7 @@ SOURCES = Path(__file__).parent.parent / "src"
 
 # Lowest first: a module imports from its own row and the rows before it.
 LAYERS = [
-    ("wool._command", "wool._version"),
+    ("wool._version",),
     ("wool.runtime.__init__", "wool.runtime.*.__init__"),
     ("wool._grpc", "wool.protocol.*"),
     (

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from wool import _command
-
-_command.end_when_interrupted()  # First of all: the other imports take most of the time.
-
 import logging
 from contextvars import ContextVar
 from importlib import import_module

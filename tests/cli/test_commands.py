@@ -113,48 +113,24 @@ class TestUsage:
         assert "'gpu,fast': expected a tag" in " ".join(ended.stderr.split())
 
 
-INTERRUPTED = """
-import os, signal
-os.kill(os.getpid(), signal.SIGINT)
-"""
-
-SCRIPT_PATH = os.path.join(sysconfig.get_path("scripts"), "wool")
+INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 
 
 class TestInterruption:
-    @pytest.mark.parametrize("module", ["grpc", "click"])
-    @pytest.mark.parametrize(
-        "command", [[sys.executable, "-m", "wool"], [SCRIPT_PATH]], ids=["module", "script"]
-    )
-    def test_while_it_imports(self, command: list[str], module: str, tmp_path: Path) -> None:
-        """By what stands for a module that takes its time."""
-        (tmp_path / f"{module}.py").write_text(INTERRUPTED)
-        ended = self._run(*command, "--help", PYTHONPATH=str(tmp_path))
-        assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
-
-    def test_of_a_program_that_imports_wool(self, tmp_path: Path) -> None:
-        (tmp_path / "grpc.py").write_text(INTERRUPTED)
-        program = "try: import wool\nexcept KeyboardInterrupt: print('interrupted')"
-        ended = self._run(sys.executable, "-c", program, PYTHONPATH=str(tmp_path))
-        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "interrupted\n", "")
-
-    def test_while_it_runs(self, tmp_path: Path) -> None:
+    def test_ends_with_what_shells_expect(self, tmp_path: Path) -> None:
         script = tmp_path / "script.py"
-        script.write_text(INTERRUPTED)
-        ended = self._run(sys.executable, "-m", "wool", "run", str(script))
-        assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
-
-    def _run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
+        script.write_text(INTERRUPT)
+        ended = subprocess.run(
+            [sys.executable, "-m", "wool", "run", str(script)],
             cwd=ROOT,
-            env=environment(**more),
+            env=environment(),
             capture_output=True,
             text=True,
             timeout=PATIENCE,
             check=False,
             preexec_fn=interruptible,
         )
+        assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 def interruptible() -> None:
@@ -426,7 +402,7 @@ class TestRun:
 
     def test_ignored_interruption_stays_ignored(self, tmp_path: Path) -> None:
         script = tmp_path / "script.py"
-        script.write_text(f"{INTERRUPTED}\nprint('goes on')")
+        script.write_text(f"{INTERRUPT}\nprint('goes on')")
         ended = subprocess.run(
             [sys.executable, "-m", "wool", "run", str(script)],
             env=environment(),

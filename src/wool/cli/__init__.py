@@ -6,8 +6,6 @@ import sys
 from importlib.util import find_spec
 from typing import Final, NoReturn
 
-from wool import _command
-
 PACKAGES: Final = ("click", "psutil", "rich")
 
 
@@ -18,5 +16,4 @@ def main() -> NoReturn:
         sys.exit(f"The wool command needs {', '.join(missing)}: python -m pip install 'wool[cli]'")
     from wool.cli.commands import wool
 
-    _command.raise_when_interrupted()
     sys.exit(wool(prog_name="wool"))
