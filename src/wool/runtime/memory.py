@@ -10,6 +10,7 @@ import sys
 from enum import IntEnum
 from functools import cache
 from io import BytesIO
+from mmap import MAP_PRIVATE, mmap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,33 +40,32 @@ class Form(IntEnum):
         return cls.BYTES if memoryview(buffer).readonly else cls.VIEW
 
 
-class _Memory(BytesIO):
-    """Is not closed by the garbage collector, which complains if views of it are left."""
-
-    __slots__ = ()
-
-    def close(self) -> None:
-        pass
-
-
 class Landing:
-    """Room for a buffer of `size` bytes, filled from its start and then had without a copy."""
+    """Room for a buffer of `size` bytes, filled from its start and then had without a copy.
 
-    __slots__ = ("_bytes", "_file", "_filled", "_form", "_size", "_view")
+    No view of a `BytesIO` outlives a step: Python 3.12.1 crashes, and 3.13 complains, when its
+    garbage collector finds one in a cycle.
+    """
+
+    __slots__ = ("_filled", "_form", "_memory", "_size")
 
     def __init__(self, form: int, size: int) -> None:
         self._form = form
         self._size = size
         self._filled = 0
-        if form == Form.BYTEARRAY:
-            # One that has its size from the start is filled with zeros, all at once.
-            self._bytes = bytearray()
-        else:
+        self._memory: BytesIO | bytearray | mmap
+        if form == Form.BYTES:
             # Zeros fresh from the allocator, which a `BytesIO` that alone has them writes to.
-            self._file = _Memory(bytes(size))
-            self._view = self._file.getbuffer()
-            if size >= HUGE:
-                _advise(self._view)
+            self._memory = BytesIO(bytes(size))
+        elif form == Form.BYTEARRAY or size < HUGE:
+            # One that has its size from the start is filled with zeros, all at once.
+            self._memory = bytearray()
+            return
+        else:
+            self._memory = mmap(-1, size, flags=MAP_PRIVATE)
+        if size >= HUGE:
+            with self._view() as view:
+                _advise(view)
 
     @property
     def left(self) -> int:
@@ -76,19 +76,21 @@ class Landing:
         """The next bytes to be filled, at most `limit`; not to be kept."""
         start = self._filled
         self._filled += min(limit, self.left)
-        if self._form == Form.BYTEARRAY:
-            self._bytes += bytes(self._filled - start)
-            return memoryview(self._bytes)[start:]
-        return self._view[start : self._filled]
+        if isinstance(self._memory, bytearray):
+            self._memory += bytes(self._filled - start)
+        return self._view()[start : self._filled]
 
     def take(self) -> Buffer:
         """What has been filled."""
-        if self._form == Form.BYTEARRAY:
-            return self._bytes
-        if self._form != Form.BYTES:
-            return self._view
-        self._view.release()
-        return self._file.getvalue()
+        if isinstance(self._memory, BytesIO):
+            return self._memory.getvalue()
+        if isinstance(self._memory, bytearray) and self._form == Form.BYTEARRAY:
+            return self._memory
+        return memoryview(self._memory)
+
+    def _view(self) -> memoryview:
+        memory = self._memory
+        return memory.getbuffer() if isinstance(memory, BytesIO) else memoryview(memory)
 
 
 def copy(view: memoryview) -> Buffer:
