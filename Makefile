@@ -1,6 +1,8 @@
 # Each target makes the virtual environments it needs; none has to be activated.
 PYTHON ?= python3
 
+PYTHONS := python3.12 python3.13
+
 PROJECT := pyproject.toml src/wool/_version.py
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
 # What does not depend on their versions, or needs what does not install beside them; and hostile
@@ -15,7 +17,7 @@ PROTOC := .venv-proto/bin/python -m grpc_tools.protoc --proto_path=wool/protocol
 	wool/protocol/wire.proto
 GENERATED := wool/protocol/wire_pb2.py wool/protocol/wire_pb2.pyi
 
-.PHONY: quickstart test lint format types proto proto-check docs floors torture bench clean
+.PHONY: quickstart test lint format types proto proto-check docs floors pythons torture bench clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.installed
@@ -57,6 +59,12 @@ docs: .venv-docs/.installed
 floors: .venv-floors/.installed
 	.venv-floors/bin/python -m pytest -m "not slow" $(FLOORLESS:%=--ignore=%)
 
+# The interpreters that pyproject.toml names besides the lowest.
+pythons: $(PYTHONS:%=.venv-%/.installed-dev)
+	set -e; for python in $(PYTHONS); do \
+		.venv-$$python/bin/python -m pytest -m "not slow" $(FLOORLESS:%=--ignore=%); \
+	done
+
 # Breaks things under load, for five minutes or so. For example: make torture ARGS="--only kill --seconds 60"
 torture: .venv/.installed-dev
 	.venv/bin/python -m tests.torture $(ARGS)
@@ -68,7 +76,7 @@ bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-proto .venv-docs .venv-floors .venv-bench benchmarks/.venv-wool build dist .coverage .coverage.* htmlcov
+	rm -rf .venv .venv-proto .venv-docs .venv-floors .venv-bench .venv-python* benchmarks/.venv-wool build dist .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -80,6 +88,11 @@ clean:
 .venv/.installed-dev: $(PROJECT)
 	$(PYTHON) -m venv .venv
 	.venv/$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv-python%/.installed-dev: $(PROJECT)
+	python$* -m venv .venv-python$*
+	.venv-python$*/$(PIP) --editable '.[dev]'
 	touch $@
 
 .venv-bench/.installed: $(PROJECT)
