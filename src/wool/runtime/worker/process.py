@@ -246,7 +246,8 @@ class WorkerProcess:
             if self._process is not None and self.alive:
                 await self._await_end(self._process, timeout)
         finally:
-            _processes.discard(self._process)
+            if self._process is not None:
+                _processes.discard(self._process)
             if self._control is not None:
                 os.close(self._control)
                 self._control = None
@@ -283,7 +284,7 @@ class WorkerProcess:
             raise interruption
 
 
-_processes: set[asyncio.subprocess.Process | None] = set()
+_processes: set[asyncio.subprocess.Process] = set()
 """Those that have been started and not been reaped."""
 
 
