@@ -28,8 +28,7 @@ from wool.cli.commands import wool as command
 from wool.cli.status import COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
+    from collections.abc import Iterator
 
 NAMESPACE = "looked-at"
 
@@ -299,39 +298,6 @@ async def double(number):
     return 2 * number
 """
 
-INTERRUPTIBLE = """
-import asyncio, atexit
-from contextlib import nullcontext
-import wool
-
-atexit.register(print, "at exit")
-
-@wool.routine
-async def forever():
-    try:
-        print("runs\\n", end="")  # At once, as two processes print.
-        await asyncio.Event().wait()
-    finally:
-        print("routine has cleaned up\\n", end="")
-
-async def main():
-    try:
-        async with {pool}:
-            await forever()
-    finally:
-        print("script has cleaned up\\n", end="")
-
-asyncio.run(main())
-"""
-
-TERMINATED = """
-import os, signal, sys
-try:
-    os.kill(os.getpid(), signal.SIGTERM)
-except KeyboardInterrupt:
-    sys.exit(5)
-"""
-
 
 class TestRun:
     def test_says_that_nobody_is_there(self, tmp_path: Path) -> None:
@@ -374,52 +340,6 @@ class TestRun:
             assert ended.stdout.startswith("1 False (0, 2, 4")
             running.send(15)
             assert running.end() == 0
-
-    @pytest.mark.parametrize("own", ["wool.WorkerPool(size=1)", "nullcontext()"])
-    @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
-    def test_sigterm_lets_the_script_clean_up(
-        self, own: str, handler: Callable[..., Any], tmp_path: Path
-    ) -> None:
-        script = tmp_path / "script.py"
-        script.write_text(INTERRUPTIBLE.format(pool=own))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "wool", "run", "--workers", "1", str(script)],
-            env=environment(),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
-        )
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "runs\n"
-        finally:
-            process.terminate()
-            output, errors = process.communicate(timeout=PATIENCE)
-        assert (process.returncode, errors) == (128 + signal.SIGTERM, "")
-        assert output == "routine has cleaned up\nscript has cleaned up\nat exit\n"
-
-    def test_ignored_interruption_stays_ignored(self, tmp_path: Path) -> None:
-        script = tmp_path / "script.py"
-        script.write_text(f"{INTERRUPT}\nprint('goes on')")
-        ended = subprocess.run(
-            [sys.executable, "-m", "wool", "run", str(script)],
-            env=environment(),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        )
-        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "goes on\n", "")
-
-    def test_script_decides_how_it_ends(self, tmp_path: Path) -> None:
-        script = tmp_path / "script.py"
-        script.write_text(TERMINATED)
-        ended = run("run", "--join", "nobody", str(script))
-        assert (ended.returncode, ended.stdout, ended.stderr) == (5, "", "")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import pickle
 import runpy
-import signal
 import sys
 import threading
 from concurrent.futures import Future
@@ -29,7 +28,6 @@ from wool.runtime.worker.transport import overlook_closed_loops
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
     from pathlib import Path
-    from types import FrameType
     from uuid import UUID
 
     from wool.runtime.discovery.base import DiscoveryLike
@@ -63,8 +61,6 @@ def run(
     """Run SCRIPT with its ARGS, and its routines in workers, where it enters no pool itself.
 
     The workers are those at the places given, or those started for it by --workers, or both.
-
-    SIGTERM interrupts the script as SIGINT does; it ends with 143 then.
     """
     # Unless the script sets up logging, warnings go to standard error: that none is there, say.
     logging.getLogger("wool").handlers.clear()
@@ -74,7 +70,6 @@ def run(
     sys.argv = [str(script), *args]
     sys.path[0] = str(script.resolve().parent)  # Before workers start, which inherit it.
     with ExitStack() as stack:
-        stack.enter_context(_terminable())
         if workers is not None:
             own = Place.parse(f"local:run-{uuid4().hex}")
             found.append(own)
@@ -83,34 +78,6 @@ def run(
         stack.enter_context(CredentialContext(credentials))
         wool.__proxy__.set(AmbientProxy(WorkerProxy(discovery=everything.subscriber, lease=lease)))
         runpy.run_path(str(script), run_name="__main__")
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Have SIGTERM interrupt what is in a `with` block, and the process end with 143 then."""
-    terminated = threading.Event()
-
-    def take(signum: int, frame: FrameType | None) -> None:
-        terminated.set()
-        interrupt = signal.getsignal(signal.SIGINT)  # An event loop that runs has one of its own.
-        if not callable(interrupt):
-            interrupt = signal.default_int_handler
-        interrupt(signal.SIGINT, frame)
-
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # As in a shell's background. Blocked, it has as little effect, and event loops, which have
-        # a handler only in the place of the default one, can be interrupted in order.
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    before = signal.signal(signal.SIGTERM, take)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if terminated.is_set():
-            sys.exit(128 + signal.SIGTERM)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class AmbientProxy:
