@@ -244,6 +244,22 @@ signal.pause()
     process.stdout._transport.close()  # type: ignore[attr-defined]
 
 
+def test_arena_that_is_cut_off_leaves_no_view_in_what_is_raised() -> None:
+    """The garbage collector may find it in a cycle (see `Landing`)."""
+    descriptor = os.memfd_create("arena")
+    os.ftruncate(descriptor, 1000)
+    window = Window(descriptor, LIMIT)
+    buffer = bytearray(5000)
+    with (
+        closing(window),
+        memoryview(buffer) as room,
+        pytest.raises(UnexpectedResponse, match="cut off") as caught,
+    ):
+        window._fill(room, 0)
+    buffer.clear()  # Which it can't be while there is one.
+    assert caught.tb is not None
+
+
 def offers() -> list[str]:
     return [
         "",

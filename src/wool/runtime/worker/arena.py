@@ -252,12 +252,14 @@ class Window:
         return os.fstat(self._descriptor).st_size if self._descriptor >= 0 else 0
 
     def _fill(self, room: memoryview, at: int) -> None:
-        while room:
-            filled = os.preadv(self._descriptor, [room], at) if self._descriptor >= 0 else 0
-            if not filled:
+        filled = 0
+        while filled < len(room):
+            with room[filled:] as rest:  # No view may be left in what is raised (see `Landing`).
+                held = self._descriptor >= 0
+                read = os.preadv(self._descriptor, [rest], at + filled) if held else 0
+            if not read:
                 raise UnexpectedResponse("the peer's arena was cut off")
-            room = room[filled:]
-            at += filled
+            filled += read
 
     def close(self) -> None:
         """Let go of it."""
