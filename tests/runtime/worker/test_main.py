@@ -137,6 +137,35 @@ async def test_program_that_forgets_its_worker_ends(
     await eventually(lambda: sockets(surroundings) == [], timeout=30)
 
 
+FORKING = (
+    WORKER
+    + """
+import os, time
+
+if not (child := os.fork()):
+    os.close(1)
+    os.close(2)
+    time.sleep(60)
+    os._exit(0)
+print(child)
+"""
+)
+
+
+async def test_forgotten_worker_outlives_no_program_that_has_forked(
+    surroundings: Surroundings,
+) -> None:
+    """The fork has the control pipe as well."""
+    ended = surroundings.run(surroundings.write("program.py", FORKING))
+    worker, child = map(int, ended.output.split())
+    try:
+        await eventually(lambda: not psutil.pid_exists(worker), timeout=30)
+        assert psutil.pid_exists(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+    await eventually(lambda: sockets(surroundings) == [], timeout=30)
+
+
 def test_worker_does_not_import_the_program_and_inherits_its_options(
     surroundings: Surroundings,
 ) -> None:

@@ -178,7 +178,7 @@ class WorkerProcess:
         finally:
             os.close(control_read)
             os.close(report_write)
-        _processes.add(self._process)
+        _running.add(self)
         self._exited = asyncio.create_task(self._process.wait(), name="wool worker process")
         fate.register(self._uid, self._exited)
         with report:
@@ -246,8 +246,7 @@ class WorkerProcess:
             if self._process is not None and self.alive:
                 await self._await_end(self._process, timeout)
         finally:
-            if self._process is not None:
-                _processes.discard(self._process)
+            _running.discard(self)
             if self._control is not None:
                 os.close(self._control)
                 self._control = None
@@ -284,21 +283,23 @@ class WorkerProcess:
             raise interruption
 
 
-_processes: set[asyncio.subprocess.Process] = set()
+_running: set[WorkerProcess] = set()
 """Those that have been started and not been reaped."""
 
 
 @atexit.register
 def _leave_alone() -> None:
-    """Have workers that nobody has stopped end by themselves, as their control pipes close.
+    """Have workers that nobody has stopped end by themselves.
 
     What asyncio holds of a process would kill it when it is deleted, which ends no routine and
-    leaves the socket behind.
+    leaves the socket behind. That the control pipe closes need not be enough: a process that was
+    forked from this one has it, too.
     """
-    for process in _processes:
-        transport: Any = getattr(process, "_transport", None)
+    for worker in _running:
+        transport: Any = getattr(worker._process, "_transport", None)
         popen = transport.get_extra_info("subprocess") if transport is not None else None
-        if popen is not None and popen.poll() is None:
+        if popen is not None and popen.poll() is None:  # It never is in a forked process.
+            worker.tell_to_stop(0)
             popen.returncode = 0  # As far as anyone here is concerned.
             transport.close()
 
