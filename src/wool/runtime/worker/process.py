@@ -288,8 +288,8 @@ _running: set[WorkerProcess] = set()
 
 
 @atexit.register
-def _leave_alone() -> None:
-    """Have workers that nobody has stopped end by themselves.
+def _stop_forgotten() -> None:
+    """Have workers that nobody has stopped end in order.
 
     What asyncio holds of a process would kill it when it is deleted, which ends no routine and
     leaves the socket behind. That the control pipe closes need not be enough: a process that was

@@ -81,6 +81,7 @@ class ServerSession:
     def __init__(
         self,
         group: ServerSessions,
+        *,
         context: contextvars.Context,
         routines: RoutineLoop,
         replies: Relay,

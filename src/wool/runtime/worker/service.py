@@ -162,14 +162,14 @@ class WorkerService:
         context.run(CredentialContext(self._credentials).__enter__)
         session = ServerSession(
             group,
-            context,
-            self.routines,
-            self.replies,
-            self.options,
-            self._stopping,
-            self._limit,
-            self._admission,
-            shared,
+            context=context,
+            routines=self.routines,
+            replies=self.replies,
+            options=self.options,
+            stopping=self._stopping,
+            limit=self._limit,
+            admission=self._admission,
+            shared=shared,
         )
         group.add(session)
         return session

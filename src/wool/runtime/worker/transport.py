@@ -36,7 +36,7 @@ CODES: Final = {code.value[0]: code for code in grpc.StatusCode if code is not g
 
 
 def obstacle(host: str | None, port: int) -> str | None:
-    """Why gRPC can't listen there, which it doesn't say itself, as far as that can be found out."""
+    """Why gRPC can't listen there, which it doesn't say itself, if that can be found out."""
     try:
         for family, kind, number, _, address in socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
