@@ -137,6 +137,15 @@ async def test_program_that_forgets_its_worker_ends(
     await eventually(lambda: sockets(surroundings) == [], timeout=30)
 
 
+def test_program_that_takes_its_time_to_end_hears_nothing_of_a_forgotten_worker(
+    surroundings: Surroundings,
+) -> None:
+    """asyncio complains when a process ends before its parent, but after its parent's loop."""
+    slow = f"import atexit, time\n\natexit.register(time.sleep, 2)\n{WORKER}"
+    ended = surroundings.run(surroundings.write("program.py", slow))
+    assert (ended.code, ended.errors) == (0, "")
+
+
 FORKING = (
     WORKER
     + """

@@ -155,6 +155,7 @@ class WorkerProcess:
         if self._host is None:
             self._directory, self._lock = _make_directory()
             inherited.append(self._lock)
+        _running.add(self)
         control_read, self._control = os.pipe()
         report_read, report_write = os.pipe()
         report = os.fdopen(report_read, "rb", buffering=0)
@@ -178,7 +179,6 @@ class WorkerProcess:
         finally:
             os.close(control_read)
             os.close(report_write)
-        _running.add(self)
         self._exited = asyncio.create_task(self._process.wait(), name="wool worker process")
         fate.register(self._uid, self._exited)
         with report:
@@ -247,15 +247,16 @@ class WorkerProcess:
                 await self._await_end(self._process, timeout)
         finally:
             _running.discard(self)
-            if self._control is not None:
-                os.close(self._control)
-                self._control = None
             if self._directory is not None:
                 shutil.rmtree(self._directory, ignore_errors=True)
                 self._directory = None
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+            self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        for descriptor in (self._control, self._lock):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._control = self._lock = None
 
     async def _await_end(self, process: asyncio.subprocess.Process, timeout: float | None) -> None:
         interruption: BaseException | None = None
@@ -288,20 +289,29 @@ _running: set[WorkerProcess] = set()
 
 
 @atexit.register
-def _stop_forgotten() -> None:
-    """Have workers that nobody has stopped end in order.
+def _leave_forgotten() -> None:
+    """Have workers that nobody has stopped end by themselves, as their control pipes close.
 
     What asyncio holds of a process would kill it when it is deleted, which ends no routine and
-    leaves the socket behind. That the control pipe closes need not be enough: a process that was
-    forked from this one has it, too.
+    leaves the socket behind.
     """
     for worker in _running:
         transport: Any = getattr(worker._process, "_transport", None)
         popen = transport.get_extra_info("subprocess") if transport is not None else None
-        if popen is not None and popen.poll() is None:  # It never is in a forked process.
-            worker.tell_to_stop(0)
+        if popen is not None and popen.poll() is None:
             popen.returncode = 0  # As far as anyone here is concerned.
             transport.close()
+
+
+def _disown() -> None:
+    for worker in _running:
+        worker._close_descriptors()
+    _running.clear()
+
+
+# A child made by fork has their control pipes and locks, and would keep them alive when its parent
+# is dead.
+os.register_at_fork(after_in_child=_disown)
 
 
 def check_credentials(identity: str | None, credentials: object) -> None:
