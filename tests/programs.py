@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
+from tests.support import eventually
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
@@ -106,6 +108,12 @@ class Surroundings:
             for name in (*directories, *names)
         } - expected
         return [*map(repr, self.processes()), *map(str, files)]
+
+    async def emptied(self, timeout: float = 10) -> None:
+        """Wait until nothing is left; `AssertionError` with what is after `timeout` seconds."""
+        with contextlib.suppress(AssertionError):
+            await eventually(lambda: not self.left(), timeout)
+        assert not (left := self.left()), left
 
     def processes(self) -> list[psutil.Process]:
         """Those that run here."""

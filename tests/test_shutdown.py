@@ -165,7 +165,7 @@ async def go(
         code = program.process.wait(TIMEOUT)
         if not WAYS[way].orphans:
             assert surroundings.left() == []
-        await eventually(lambda: surroundings.left() == [], TIMEOUT - (time.monotonic() - begun))
+        await surroundings.emptied(TIMEOUT - (time.monotonic() - begun))
         _, errors = program.process.communicate(timeout=SECONDS)
 
     errors = re.sub(f"{SLOW}|{BLOCKED}" if state == "blocked" else SLOW, "", errors)

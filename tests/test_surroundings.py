@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.programs import SECONDS, Surroundings, quickstart
-from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -281,4 +280,4 @@ async def test_notebook_that_is_shut_down_takes_its_workers_along(
     said = run_cells(surroundings, enter)
 
     assert said == [["entered\n"]]
-    await eventually(lambda: not surroundings.left())
+    await surroundings.emptied()
