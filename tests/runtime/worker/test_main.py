@@ -175,6 +175,35 @@ async def test_forgotten_worker_outlives_no_program_that_has_forked(
     await eventually(lambda: sockets(surroundings) == [], timeout=30)
 
 
+HANGING = """
+import asyncio, logging, os, threading
+import wool
+
+def write_to_a_pipe_that_nobody_reads():
+    logging.lastResort.acquire()
+    threading.Event().wait()
+
+@wool.routine
+async def hang():
+    threading.Thread(target=write_to_a_pipe_that_nobody_reads, daemon=True).start()
+    return os.getpid()
+
+async def main():
+    async with wool.WorkerPool(size=1):
+        print(await hang(), flush=True)
+        os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+async def test_orphan_ends_whatever_its_routines_hold(surroundings: Surroundings) -> None:
+    """Its last act is to shut logging down, which waits for every handler's lock."""
+    ended = surroundings.run(surroundings.write("program.py", HANGING))
+    await eventually(lambda: not psutil.pid_exists(int(ended.output)), timeout=30)
+    await surroundings.emptied(timeout=30)
+
+
 def test_worker_does_not_import_the_program_and_inherits_its_options(
     surroundings: Surroundings,
 ) -> None:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 STOP_SERVER = 1.0
 """Seconds for RPCs under way, such as the one that asked to stop."""
 
+END = 10
+"""Seconds to end in when nothing runs any more. SIGALRM ends a worker that takes longer."""
+
 
 def main() -> None:
     control, report = int(sys.argv[1]), int(sys.argv[2])
@@ -58,6 +61,7 @@ def main() -> None:
     except BaseException as exc:
         _report(report, b"!" + f"{type(exc).__name__}: {exc}".encode())
     finally:
+        _bound_end()
         withdraw()
         if os.getppid() != parent:
             _sweep()
@@ -66,6 +70,15 @@ def main() -> None:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
+
+
+def _bound_end() -> None:
+    """Have the system see to it that this ends, which a lock held by a routine's thread may stop.
+
+    Such is that of a logging handler whose thread writes to a pipe that nobody reads.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(END)
 
 
 def _sweep() -> None:
@@ -139,6 +152,7 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
         with _Stopper(service, control):
             _report(report, b"=" + metadata.to_protobuf().SerializeToString())
             await service.stopped.wait()
+            _bound_end()
             await server.stop(STOP_SERVER)
     finally:
         if configuration.directory is not None:
