@@ -59,6 +59,11 @@ def session_of(connection: WorkerConnection) -> Session:
     return connection._link._session
 
 
+async def opened(connection: WorkerConnection) -> None:
+    """Have its session open, so that the time for a dispatch is not spent on that."""
+    await connection._open_link().session()
+
+
 def answering(*responses: Callable[[int], Response], to: str = "task") -> Scripted:
     """A worker that answers the first frame of a kind with these frames, all in one message."""
 
@@ -166,6 +171,7 @@ async def test_timeout_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_timeout_of_a_task_that_is_given_back() -> None:
     async with served(answering(nack, to="withdraw")) as address, connected(address) as connection:
+        await opened(connection)
         with pytest.raises(DispatchTimeout, match=r"did not take tests.wire_routines.noop:\d+ in"):
             await connection.dispatch(task_of(routines.noop), timeout=0.05)
 
@@ -173,6 +179,7 @@ async def test_timeout_of_a_task_that_is_given_back() -> None:
 async def test_timeout_of_a_task_that_has_been_taken_meanwhile() -> None:
     servicer = answering(ack, result, to="withdraw")
     async with served(servicer) as address, connected(address) as connection:
+        await opened(connection)
         stream = await connection.dispatch(task_of(routines.noop), timeout=0.05)
         assert await anext(stream) == "good"
 
@@ -188,7 +195,7 @@ async def test_timeout_with_arguments_in_transit() -> None:
 
     servicer = Scripted(script)
     async with served(servicer) as address, connected(address) as connection:
-        await connection._open_link().session()
+        await opened(connection)
         with pytest.raises(DispatchTimeout):
             await connection.dispatch(task_of(routines.size, bytes(90 * MIB)), timeout=0.05)
         assert session_of(connection)._outbox.size == 0
@@ -200,6 +207,7 @@ async def test_timeout_unanswered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wool.runtime.worker.call.WITHDRAW_GRACE", 0.1)
     servicer = answering(result, to="cancel")
     async with served(servicer) as address, connected(address) as connection:
+        await opened(connection)
         with pytest.raises(WorkerUnresponsive, match="did not acknowledge") as caught:
             await connection.dispatch(task_of(routines.noop), timeout=0.05)
         assert isinstance(caught.value, WorkerLost)
@@ -379,6 +387,7 @@ async def test_cancelled_while_it_is_withdrawn(given_back: bool) -> None:
 
     servicer = Scripted(script)
     async with served(servicer) as address, connected(address) as connection:
+        await opened(connection)
         task = begin(connection.dispatch(task_of(routines.noop), timeout=0.05))
         await eventually(
             lambda: (
