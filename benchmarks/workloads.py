@@ -114,6 +114,7 @@ WORKLOADS = {
             "memory",
             (
                 Row("idle_mib", "idle worker", "MiB"),
+                Row("used_mib", "idle worker, used before", "MiB"),
                 *(Row(f"{side}_kib", f"in flight, {side}", "KiB/call") for side in _SIDES),
                 *(_kept(f"{side}_kept_kib", f"kept, {side}") for side in _SIDES),
                 *(_kept(f"{side}_kept_kib_again", f"kept 2nd time, {side}") for side in _SIDES),

@@ -56,6 +56,10 @@ class Driver:
         """Of the process that runs the call."""
         raise Unsupported("does not tell where it runs")
 
+    async def idle(self) -> int | None:
+        """Bytes of what stands for a worker that has had no call. None: such a worker itself."""
+        return None
+
     async def sleep(self, seconds: float) -> None:
         raise Unsupported("holds no waiting calls")
 

@@ -102,7 +102,11 @@ class Floor(Driver):
             await reading
         return memoryview(result).cast("d" if hasattr(value, "dtype") else "B")
 
-    async def memory(self) -> dict[str, float]:
+    async def pid(self) -> int:
+        return self._server.pid
+
+    async def idle(self) -> int:
+        """Of an interpreter that has imported gRPC."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", IDLE, stdin=PIPE, stdout=PIPE
         )
@@ -111,7 +115,7 @@ class Floor(Driver):
         size = resident(process.pid)
         process.kill()
         await process.wait()
-        return {"idle_mib": size / 2**20}
+        return size
 
 
 async def _echo(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.drivers.base import Unsupported
-from benchmarks.drivers.memory import Peak, resident
+from benchmarks.drivers.memory import Peak, descendants, resident
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,12 +28,16 @@ WARM_UP = 200
 async def _opened(driver: Driver, workers: int, held: int = 1) -> AsyncIterator[None]:
     try:
         await driver.open(workers, held)
-        await asyncio.gather(*(driver.noop() for _ in range(WARM_UP)))
-        for _ in range(WARM_UP // 4):
-            await driver.noop()
+        await _warm_up(driver)
         yield
     finally:
         await driver.close()
+
+
+async def _warm_up(driver: Driver) -> None:
+    await asyncio.gather(*(driver.noop() for _ in range(WARM_UP)))
+    for _ in range(WARM_UP // 4):
+        await driver.noop()
 
 
 def _percentile(samples: list[float], share: float) -> float:
@@ -271,20 +275,25 @@ def _import_seconds(statement: str) -> float:
 
 async def memory(driver: Driver, calls: int, seconds: float) -> Metrics:
     """Resident sizes, in MiB or in KiB per call; two waves of calls in flight on one worker."""
-    if (other := getattr(driver, "memory", None)) is not None:
-        metrics: Metrics = await other()
-        return metrics
     if driver.slow:
         calls //= 10
-    async with _opened(driver, 1, held=calls):
+    try:
+        await driver.open(1, calls)
+        await asyncio.sleep(1)  # Some open before their workers have started.
+        fresh = {pid: resident(pid) for pid in descendants()}
+        await _warm_up(driver)
         pid = await driver.pid()
         gc.collect()
-        metrics = {"idle_mib": resident(pid) / MIB}
+        metrics = {"used_mib": resident(pid) / MIB}
+        if (idle := await driver.idle() or fresh.get(pid)) is not None:
+            metrics["idle_mib"] = idle / MIB
         try:
             for wave in ("", "_again"):
                 metrics.update(await _wave(driver, calls, seconds, pid, wave))
         except Unsupported:
             return metrics
+    finally:
+        await driver.close()
     return metrics
 
 

@@ -23,6 +23,16 @@ def resident(pid: int | None) -> int:
     return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line[:4] == "Rss:")
 
 
+def descendants(pid: int | None = None) -> list[int]:
+    """The processes that a process, this one if None, has started, and those that they have."""
+    children = [
+        int(child)
+        for listed in Path(f"/proc/{pid or 'self'}/task").glob("*/children")
+        for child in listed.read_text().split()
+    ]
+    return [*children, *(each for child in children for each in descendants(child))]
+
+
 class Peak:
     """The largest resident sizes that some processes had inside a `with` block."""
 
