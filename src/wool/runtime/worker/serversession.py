@@ -137,6 +137,7 @@ class ServerSession:
         try:
             async for batch in requests:
                 await self.take(batch)
+                del batch  # It need not last until the next one comes.
         except (UnexpectedResponse, DecodeError, MemoryError) as exc:
             logger.warning("A client broke the protocol and is cut off: %s", str(exc) or repr(exc))
             self.lose()
@@ -338,6 +339,7 @@ class ServerSession:
                     batch = self._outbox.next()[0]
                     self._let_go_on()
                     yield batch
+                    del batch
                 elif self._finishing and farewell is None:
                     farewell = self._loop.call_later(FAREWELL, self.lose)
                     yield protocol.ResponseBatch(last=True)

@@ -412,9 +412,10 @@ class Session:
         try:
             while isinstance(batch := await self._stream.read(), protocol.ResponseBatch):
                 self._heard = True
-                for frame in batch.frames:
-                    self._receive(frame)
-                if batch.last and not parted:
+                self._receive_all(batch)
+                last = batch.last
+                del batch  # It need not last until the next one comes.
+                if last and not parted:
                     parted = True
                     reason = "the worker has stopped"
                     self._part(reason)
@@ -435,6 +436,10 @@ class Session:
             if not parted:
                 reason = "the call was cancelled by gRPC"
         await self._lose(reason)
+
+    def _receive_all(self, batch: protocol.ResponseBatch) -> None:
+        for frame in batch.frames:
+            self._receive(frame)
 
     def _receive(self, frame: protocol.Response) -> None:
         kind = frame.WhichOneof("kind")
