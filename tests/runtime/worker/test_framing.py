@@ -223,7 +223,7 @@ def test_owner_learns_where_its_frame_waits() -> None:
 def test_outbox_counts_what_waits() -> None:
     outbox = Outbox(ResponseBatch)
     put(outbox, 1, Payload(b"x"))
-    assert (outbox.small, outbox.large) == (OVERHEAD + 1, 0)
+    assert (outbox.small, outbox.payloads, outbox.large) == (OVERHEAD + 1, 1, 0)
     large = put(outbox, 2, Payload(b"x" * 2 * CHUNK))
     assert (outbox.small, outbox.large) == (OVERHEAD + 1, 2 * CHUNK)
 
@@ -231,7 +231,7 @@ def test_outbox_counts_what_waits() -> None:
 
     assert [owner.call for owner in owners] == [1, 2]
     assert large is not None
-    assert (outbox.small, outbox.large) == (0, large.size)
+    assert (outbox.small, outbox.payloads, outbox.large) == (0, 0, large.size)
 
 
 def chunk(part: int, size: int, data: bytes) -> Chunk:

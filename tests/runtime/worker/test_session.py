@@ -32,7 +32,7 @@ from wool.runtime.errors import (
 from wool.runtime.routine.task import LARGEST_DEFINITION
 from wool.runtime.worker import session as session_module
 from wool.runtime.worker.base import ChannelOptions
-from wool.runtime.worker.framing import BATCH, CHUNK, DEFINITIONS, HIGH_WATER
+from wool.runtime.worker.framing import BATCH, CHUNK, DEFINITIONS, HIGH_WATER, OVERHEAD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -237,6 +237,27 @@ async def test_worker_that_does_not_read_stalls_the_writer() -> None:
         resume.set()
         assert sorted(await asyncio.gather(*calls)) == list(range(1, 301))
         assert session._outbox.size == session._small_gate._granted == 0
+
+
+async def test_calls_without_payloads_wait_for_nothing() -> None:
+    """Each takes more in its caller than in what waits to be written."""
+    resume = asyncio.Event()
+
+    async def script(dialogue: Dialogue) -> AsyncIterator[ResponseBatch]:
+        await resume.wait()
+        async for batch in obliging(dialogue):
+            yield batch
+
+    many = 2 * HIGH_WATER // OVERHEAD
+    async with served(Scripted(script)) as address, connected(address) as connection:
+        await connection._open_link().session()
+        session = session_of(connection)
+        calls = [asyncio.create_task(call(connection, routines.noop)) for _ in range(many)]
+        await eventually(lambda: session._last_number == many)
+        assert session._outbox.small > HIGH_WATER
+        resume.set()
+        assert sorted(await asyncio.gather(*calls)) == list(range(1, many + 1))
+        assert session._outbox.size == session._outbox.frames == 0
 
 
 async def test_values_sent_to_streams_wait_for_room() -> None:

@@ -29,7 +29,8 @@ BATCH = 512 * 1024
 HIGH_WATER = 4 * 1024 * 1024
 """Bytes that may wait to be written in small frames; above, whoever has more to send waits too.
 
-Of large payloads as much may wait as the largest may be, and small frames don't wait for them.
+A client counts payloads alone: a call without one takes more in its caller than here. Of large
+payloads as much may wait as the largest may be, and small frames don't wait for them.
 """
 
 UNDER_WAY = 8
@@ -140,11 +141,13 @@ class _Waiting(Generic[B]):
 class Outbox(Generic[B]):
     """What waits to be written to one stream, in batches that `new` makes.
 
-    `small` and `large` are the bytes that wait in small frames and in large payloads.
+    `small` and `large` are the bytes that wait in small frames, `frames` of them, and in large
+    payloads.
     """
 
     def __init__(self, new: Callable[[], B]) -> None:
         self.small = 0
+        self.frames = 0
         self.large = 0
         self._new = new
         self._last = _Waiting(new(), 0)
@@ -159,6 +162,11 @@ class Outbox(Generic[B]):
         """The bytes that wait."""
         return self.small + self.large
 
+    @property
+    def payloads(self) -> int:
+        """The bytes of small payloads that wait."""
+        return self.small - OVERHEAD * self.frames
+
     def add(self, call: int, size: int = 0, owner: Any = None) -> Any:
         """A frame of `call`, to be filled in with `size` bytes, after all that waits.
 
@@ -171,6 +179,7 @@ class Outbox(Generic[B]):
         size += OVERHEAD
         last.size += size
         self.small += size
+        self.frames += 1
         frames = last.batch.frames
         if owner is not None:
             last.owners.append(owner)
@@ -204,6 +213,7 @@ class Outbox(Generic[B]):
             waiting = self._last
             self._begin()
         self.small -= waiting.size
+        self.frames -= len(waiting.batch.frames)
         if self._large and self._large[0].after <= waiting.number:
             large = self._large.popleft()
             if large.owner is not None:

@@ -137,7 +137,7 @@ class Session:
         self._last_number = 0
         self._definitions: OrderedDict[bytes, int] = OrderedDict()
         self._outbox = Outbox(protocol.RequestBatch)
-        self._small_gate = Gate(HIGH_WATER, lambda: self._outbox.small)
+        self._small_gate = Gate(HIGH_WATER, lambda: self._outbox.payloads)
         self._large_gate = Gate(options.max_receive_message_length, self._waiting)
         self._assemblies = Assemblies(options.max_send_message_length)
         self._shared = shared
