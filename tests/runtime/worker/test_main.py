@@ -140,7 +140,7 @@ async def test_program_that_forgets_its_worker_ends(
 def test_program_that_takes_its_time_to_end_hears_nothing_of_a_forgotten_worker(
     surroundings: Surroundings,
 ) -> None:
-    """asyncio complains when a process ends before its parent, but after its parent's loop."""
+    """Where a thread waits for processes, as in 3.11, asyncio tells of one that outlives a loop."""
     slow = f"import atexit, time\n\natexit.register(time.sleep, 2)\n{WORKER}"
     ended = surroundings.run(surroundings.write("program.py", slow))
     assert (ended.code, ended.errors) == (0, "")
@@ -175,33 +175,75 @@ async def test_forgotten_worker_outlives_no_program_that_has_forked(
     await eventually(lambda: sockets(surroundings) == [], timeout=30)
 
 
-HANGING = """
-import asyncio, logging, os, threading
+LOCK = """
+import asyncio, contextlib, os, sys
+import uvloop
 import wool
 
-def write_to_a_pipe_that_nobody_reads():
+async def main():
+    worker = wool.LocalWorker()
+    await worker.start()
+    directory = os.path.dirname(worker.metadata.address.removeprefix("unix:"))
+    open_here = set()
+    for descriptor in os.scandir(f"/proc/{worker.metadata.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            open_here.add(os.readlink(descriptor.path))
+    print(directory in open_here)
+    await worker.stop()
+
+{"asyncio": asyncio, "uvloop": uvloop}[sys.argv[1]].run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_worker_inherits_the_lock_of_its_directory(surroundings: Surroundings, loop: str) -> None:
+    """uvloop runs what is to run in forked processes before the worker's interpreter."""
+    ended = surroundings.run(surroundings.write("program.py", LOCK), loop)
+    assert (ended.code, ended.output) == (0, "True\n"), ended.errors
+
+
+HANGING = """
+import asyncio, functools, logging, os, sys, threading
+import wool
+
+def write_to_a_pipe_that_nobody_reads(written):
     logging.lastResort.acquire()
+    written.set()
     threading.Event().wait()
 
 @wool.routine
-async def hang():
-    threading.Thread(target=write_to_a_pipe_that_nobody_reads, daemon=True).start()
-    return os.getpid()
+async def thread():
+    written = threading.Event()
+    target = write_to_a_pipe_that_nobody_reads
+    threading.Thread(target=target, args=[written], daemon=True).start()
+    written.wait()
+    print(os.getpid(), flush=True)
+    os.kill(os.getppid(), 9)
+
+@wool.routine
+async def routine():
+    print(os.getpid(), flush=True)
+    os.kill(os.getppid(), 9)
+    write_to_a_pipe_that_nobody_reads(threading.Event())
 
 async def main():
-    async with wool.WorkerPool(size=1):
-        print(await hang(), flush=True)
-        os._exit(0)
+    worker = functools.partial(
+        wool.LocalWorker, shutdown_grace_period=1.0, blocking_threshold=0.1
+    )
+    async with wool.WorkerPool(size=1, worker=worker):
+        await globals()[sys.argv[1]]()
 
 asyncio.run(main())
 """
 
 
-async def test_orphan_ends_whatever_its_routines_hold(surroundings: Surroundings) -> None:
-    """Its last act is to shut logging down, which waits for every handler's lock."""
-    ended = surroundings.run(surroundings.write("program.py", HANGING))
+@pytest.mark.parametrize("holder", ["thread", "routine"])
+async def test_orphan_ends_whatever_its_routines_hold(
+    surroundings: Surroundings, holder: str
+) -> None:
+    """That one is blocked is logged, and logging is shut down at last: both take the lock."""
+    ended = surroundings.run(surroundings.write("program.py", HANGING), holder)
     await eventually(lambda: not psutil.pid_exists(int(ended.output)), timeout=30)
-    await surroundings.emptied(timeout=30)
 
 
 def test_worker_does_not_import_the_program_and_inherits_its_options(

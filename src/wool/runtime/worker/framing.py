@@ -29,8 +29,9 @@ BATCH = 512 * 1024
 HIGH_WATER = 4 * 1024 * 1024
 """Bytes that may wait to be written in small frames; above, whoever has more to send waits too.
 
-A client counts payloads alone: a call without one takes more in its caller than here. Of large
-payloads as much may wait as the largest may be, and small frames don't wait for them.
+A client doesn't count the overhead of frames: a call without a payload takes more in its caller
+than here. Of large payloads as much may wait as the largest may be, and small frames don't wait for
+them.
 """
 
 UNDER_WAY = 8
@@ -164,7 +165,7 @@ class Outbox(Generic[B]):
 
     @property
     def payloads(self) -> int:
-        """The bytes of small payloads that wait."""
+        """The bytes that wait in small frames, but for what each counts for at the least."""
         return self.small - OVERHEAD * self.frames
 
     def add(self, call: int, size: int = 0, owner: Any = None) -> Any:

@@ -12,8 +12,10 @@ import contextlib
 import logging
 import os
 import pickle
+import select
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import grpc.aio
@@ -39,7 +41,10 @@ STOP_SERVER = 1.0
 """Seconds for RPCs under way, such as the one that asked to stop."""
 
 END = 10
-"""Seconds to end in when nothing runs any more. SIGALRM ends a worker that takes longer."""
+"""Seconds for what follows the routines' grace period. SIGALRM ends a worker that takes longer."""
+
+LONGEST_TIMER = 1e9
+"""Seconds, as a grace period may be without end."""
 
 
 def main() -> None:
@@ -49,6 +54,9 @@ def main() -> None:
     logging.getLogger("wool").handlers.clear()
     # Until it serves, and when it does no longer: by default it would end the process.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # Whatever the parent does with it.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     parent = os.getppid()
     code = 1
     try:
@@ -79,6 +87,15 @@ def _bound_end() -> None:
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(END)
+
+
+def _outlive_parent(control: int, seconds: float) -> None:
+    """Do so for so long, whatever keeps the loops from ending this. For a thread of its own."""
+    end = select.poll()
+    end.register(control, 0)  # That it is closed is told in any case.
+    end.poll()
+    if not signal.getitimer(signal.ITIMER_REAL)[0]:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _sweep() -> None:
@@ -126,6 +143,10 @@ def _report(descriptor: int, content: bytes) -> None:
 
 async def serve(configuration: Configuration, control: int, report: int) -> None:
     """Serve as configured until told to stop."""
+    patience = min(configuration.shutdown_grace_period, LONGEST_TIMER) + END
+    threading.Thread(
+        target=_outlive_parent, args=(control, patience), name="wool parent watch", daemon=True
+    ).start()
     hook = configuration.backpressure
     service = WorkerService(
         options=configuration.options.channel,

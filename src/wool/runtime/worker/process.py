@@ -155,7 +155,6 @@ class WorkerProcess:
         if self._host is None:
             self._directory, self._lock = _make_directory()
             inherited.append(self._lock)
-        _running.add(self)
         control_read, self._control = os.pipe()
         report_read, report_write = os.pipe()
         report = os.fdopen(report_read, "rb", buffering=0)
@@ -179,6 +178,7 @@ class WorkerProcess:
         finally:
             os.close(control_read)
             os.close(report_write)
+        _running.add(self)  # Not before: uvloop runs what is to run in forks when it starts one.
         self._exited = asyncio.create_task(self._process.wait(), name="wool worker process")
         fate.register(self._uid, self._exited)
         with report:
@@ -253,10 +253,11 @@ class WorkerProcess:
             self._close_descriptors()
 
     def _close_descriptors(self) -> None:
-        for descriptor in (self._control, self._lock):
+        descriptors = self._control, self._lock
+        self._control = self._lock = None
+        for descriptor in descriptors:
             if descriptor is not None:
                 os.close(descriptor)
-        self._control = self._lock = None
 
     async def _await_end(self, process: asyncio.subprocess.Process, timeout: float | None) -> None:
         interruption: BaseException | None = None
