@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.drivers.base import Unsupported
-from benchmarks.drivers.memory import Peak, descendants, resident
+from benchmarks.drivers.memory import Peak, resident, residents
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -280,7 +280,7 @@ async def memory(driver: Driver, calls: int, seconds: float) -> Metrics:
     try:
         await driver.open(1, calls)
         await asyncio.sleep(1)  # Some open before their workers have started.
-        fresh = {pid: resident(pid) for pid in descendants()}
+        fresh = residents()
         await _warm_up(driver)
         pid = await driver.pid()
         gc.collect()

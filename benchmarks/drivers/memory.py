@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +24,17 @@ def resident(pid: int | None) -> int:
     return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line[:4] == "Rss:")
 
 
-def descendants(pid: int | None = None) -> list[int]:
-    """The processes that a process, this one if None, has started, and those that they have."""
-    children = [
-        int(child)
-        for listed in Path(f"/proc/{pid or 'self'}/task").glob("*/children")
-        for child in listed.read_text().split()
-    ]
-    return [*children, *(each for child in children for each in descendants(child))]
+def residents() -> dict[int, int]:
+    """The same of all processes that this one has started, and that those have."""
+    found = {}
+    parents: list[int | str] = ["self"]
+    for parent in parents:
+        with suppress(OSError, Unsupported):  # Some may end meanwhile.
+            for listed in Path(f"/proc/{parent}/task").glob("*/children"):
+                for child in map(int, listed.read_text().split()):
+                    parents.append(child)
+                    found[child] = resident(child)
+    return found
 
 
 class Peak:
