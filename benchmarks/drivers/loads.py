@@ -6,7 +6,7 @@ import asyncio
 import gc
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,13 @@ WARM_UP = 200
 
 
 @asynccontextmanager
-async def _opened(driver: Driver, workers: int, held: int = 1) -> AsyncIterator[None]:
+async def _opened(
+    driver: Driver, workers: int, held: int = 1, *, warm: bool = True
+) -> AsyncIterator[None]:
     try:
         await driver.open(workers, held)
-        await _warm_up(driver)
+        if warm:
+            await _warm_up(driver)
         yield
     finally:
         await driver.close()
@@ -277,8 +280,7 @@ async def memory(driver: Driver, calls: int, seconds: float) -> Metrics:
     """Resident sizes, in MiB or in KiB per call; two waves of calls in flight on one worker."""
     if driver.slow:
         calls //= 10
-    try:
-        await driver.open(1, calls)
+    async with _opened(driver, 1, held=calls, warm=False):
         await asyncio.sleep(1)  # Some open before their workers have started.
         fresh = residents()
         await _warm_up(driver)
@@ -287,13 +289,9 @@ async def memory(driver: Driver, calls: int, seconds: float) -> Metrics:
         metrics = {"used_mib": resident(pid) / MIB}
         if (idle := await driver.idle() or fresh.get(pid)) is not None:
             metrics["idle_mib"] = idle / MIB
-        try:
+        with suppress(Unsupported):
             for wave in ("", "_again"):
                 metrics.update(await _wave(driver, calls, seconds, pid, wave))
-        except Unsupported:
-            return metrics
-    finally:
-        await driver.close()
     return metrics
 
 

@@ -165,7 +165,7 @@ class Outbox(Generic[B]):
 
     @property
     def payloads(self) -> int:
-        """The bytes that wait in small frames, but for what each counts for at the least."""
+        """The bytes that wait in small frames, without the overhead of each."""
         return self.small - OVERHEAD * self.frames
 
     def add(self, call: int, size: int = 0, owner: Any = None) -> Any:

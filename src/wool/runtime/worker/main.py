@@ -89,11 +89,11 @@ def _bound_end() -> None:
     signal.alarm(END)
 
 
-def _outlive_parent(control: int, seconds: float) -> None:
-    """Do so for so long, whatever keeps the loops from ending this. For a thread of its own."""
-    end = select.poll()
-    end.register(control, 0)  # That it is closed is told in any case.
-    end.poll()
+def _end_after_parent(control: int, seconds: float) -> None:
+    """Wait for the parent's end, and have this end so much later, whatever its loops are at."""
+    closed = select.poll()
+    closed.register(control, 0)  # That is told in any case.
+    closed.poll()
     if not signal.getitimer(signal.ITIMER_REAL)[0]:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -145,7 +145,7 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
     """Serve as configured until told to stop."""
     patience = min(configuration.shutdown_grace_period, LONGEST_TIMER) + END
     threading.Thread(
-        target=_outlive_parent, args=(control, patience), name="wool parent watch", daemon=True
+        target=_end_after_parent, args=(control, patience), name="wool parent watch", daemon=True
     ).start()
     hook = configuration.backpressure
     service = WorkerService(

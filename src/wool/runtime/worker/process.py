@@ -77,16 +77,8 @@ class WorkerProcess:
         initializer: Callable[[], object] | None = None,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
-        if host is not None and not host.strip():
-            raise ValueError("Host must be a non-blank string")
-        if port is not None and not 0 <= port <= 65535:
-            raise ValueError(f"Port must be a positive integer, at most 65535, got {port}")
-        if shutdown_grace_period <= 0:
-            raise ValueError("Shutdown grace period must be positive")
-        if proxy_pool_ttl <= 0:
-            raise ValueError("Proxy pool TTL must be positive")
-        if blocking_threshold is not None and not blocking_threshold > 0:
-            raise ValueError("Blocking threshold must be positive, or None")
+        _check_place(host, port)
+        _check_durations(shutdown_grace_period, proxy_pool_ttl, blocking_threshold)
         check_credentials(identity, credentials)
         _check_limits(max_concurrent_tasks, backpressure)
         if extra:
@@ -310,8 +302,8 @@ def _disown() -> None:
     _running.clear()
 
 
-# A child made by fork has their control pipes and locks, and would keep them alive when its parent
-# is dead.
+# A child made by fork has the control pipes and locks of its parent's workers, and would keep these
+# alive when that is dead.
 os.register_at_fork(after_in_child=_disown)
 
 
@@ -320,6 +312,22 @@ def check_credentials(identity: str | None, credentials: object) -> None:
     check_identity(identity)
     if identity is not None and credentials is None:
         raise ValueError(f"identity {identity!r} needs credentials, whose certificate is for it")
+
+
+def _check_place(host: str | None, port: int | None) -> None:
+    if host is not None and not host.strip():
+        raise ValueError("Host must be a non-blank string")
+    if port is not None and not 0 <= port <= 65535:
+        raise ValueError(f"Port must be a positive integer, at most 65535, got {port}")
+
+
+def _check_durations(grace: float, ttl: float, blocking_threshold: float | None) -> None:
+    if grace <= 0:
+        raise ValueError("Shutdown grace period must be positive")
+    if ttl <= 0:
+        raise ValueError("Proxy pool TTL must be positive")
+    if blocking_threshold is not None and not blocking_threshold > 0:
+        raise ValueError("Blocking threshold must be positive, or None")
 
 
 def _check_limits(most: int | None, backpressure: object) -> None:
