@@ -60,22 +60,20 @@ class Loopback:
     async def done_writing(self) -> None:
         self._server.end_of_input()
 
-    async def read(self) -> protocol.ResponseBatch | None:
-        """What comes next; None at the end."""
-        try:
-            batch = await anext(self._batches)
-        except StopAsyncIteration:
-            self.cancel()
-            return None
-        await _breathe(batch)
-        return batch
+    async def __aiter__(self) -> AsyncIterator[protocol.ResponseBatch]:
+        async for batch in self._batches:
+            await _breathe(batch)
+            yield batch
+        self.cancel()
 
-    def cancel(self) -> None:
-        """End it, in whatever state it is."""
-        if not self._over:
-            self._over = True
-            self._server.lose()
-            self._close()
+    def cancel(self) -> bool:
+        """End it, in whatever state it is. Tells whether it had not ended."""
+        if self._over:
+            return False
+        self._over = True
+        self._server.lose()
+        self._close()
+        return True
 
 
 async def _breathe(batch: protocol.RequestBatch | protocol.ResponseBatch) -> None:

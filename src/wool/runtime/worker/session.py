@@ -66,7 +66,7 @@ from wool.runtime.worker.framing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from wool.runtime.routine.task import Task
     from wool.runtime.serializer import Payload
@@ -93,9 +93,9 @@ class StreamLike(Protocol):
 
     def done_writing(self) -> Awaitable[None]: ...
 
-    def read(self) -> Awaitable[protocol.ResponseBatch | object]: ...
+    def __aiter__(self) -> AsyncIterator[protocol.ResponseBatch]: ...
 
-    def cancel(self) -> object: ...
+    def cancel(self) -> bool: ...
 
 
 class Placed(NamedTuple):
@@ -145,6 +145,7 @@ class Session:
         self._accepting = True
         self._closing = False
         self._leaving = False
+        self._read_all = False
         self._writable: asyncio.Future[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -407,27 +408,31 @@ class Session:
     # The reader
 
     async def _read(self) -> None:
+        """Take what arrives, to the end.
+
+        By iteration: `read` leaves out what has arrived once a write has failed. And to the end
+        whatever is wrong with it: such an RPC can't be cancelled, and lasts until it is read.
+        """
+        fault: str | None = None
         reason = "the worker closed the connection without a farewell"
         parted = False
         try:
-            while isinstance(batch := await self._stream.read(), protocol.ResponseBatch):
+            async for batch in self._stream:
                 self._heard = True
-                self._receive_all(batch)
-                last = batch.last
-                del batch  # It need not last until the next one comes.
-                if last and not parted:
+                if fault is not None:
+                    continue
+                fault = self._receive_all(batch)
+                if fault is not None:
+                    self._stream.cancel()
+                elif batch.last and not parted:
                     parted = True
                     reason = "the worker has stopped"
                     self._part(reason)
                     self._timer.cancel()
                     self._timer = self.loop.call_later(FAREWELL, self._stream.cancel)
+                del batch  # It need not last until the next one comes.
         except grpc.aio.AioRpcError as exc:
             reason = exc.details() or exc.code().name
-        except UnexpectedResponse as exc:
-            reason = str(exc)
-        except Exception as exc:
-            logger.exception("%r can't take what has arrived", self)
-            reason = f"what it sent could not be taken: {exc!r}"
         except asyncio.CancelledError:
             if self._reader.cancelling():
                 self._abandon_calls()  # The end of `asyncio.run` cancels this task, too.
@@ -435,11 +440,22 @@ class Session:
                 raise
             if not parted:
                 reason = "the call was cancelled by gRPC"
-        await self._lose(reason)
+        self._read_all = True
+        await self._lose(fault or reason)
 
-    def _receive_all(self, batch: protocol.ResponseBatch) -> None:
-        for frame in batch.frames:
-            self._receive(frame)
+    def _receive_all(self, batch: protocol.ResponseBatch | None) -> str | None:
+        """Tells what is wrong with it, if anything is."""
+        try:
+            if batch is None:  # gRPC says so, and logs why.
+                raise UnexpectedResponse("what it sent is no message")
+            for frame in batch.frames:
+                self._receive(frame)
+        except UnexpectedResponse as exc:
+            return str(exc)
+        except Exception as exc:
+            logger.exception("%r can't take what has arrived", self)
+            return f"what it sent could not be taken: {exc!r}"
+        return None
 
     def _receive(self, frame: protocol.Response) -> None:
         kind = frame.WhichOneof("kind")
@@ -610,14 +626,17 @@ class Session:
     async def _cut(self) -> None:
         self._leave()
         self._timer.cancel()
-        self._stream.cancel()
-        self._reader.cancel()
+        if self._stream.cancel() or self._read_all:
+            self._reader.cancel()
+        else:  # It has ended for gRPC, and does when what has arrived is read.
+            self._timer = self.loop.call_later(FAREWELL, self._reader.cancel)
         self._writer.cancel()
         self._abandon_calls()
         fetching = self._fetches.cancel() if self._fetches is not None else ()
         try:
             await asyncio.wait([self._reader, self._writer, *fetching])
         finally:
+            self._timer.cancel()
             self._unshare()
 
     def _abandon_calls(self) -> None:
