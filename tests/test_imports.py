@@ -48,7 +48,12 @@ LAYERS = [
         "wool.runtime.worker.transport",
     ),
     ("wool.runtime.worker.arena", "wool.runtime.worker.exchange"),
-    ("wool.runtime.worker.call", "wool.runtime.worker.executor", "wool.runtime.worker.fetches"),
+    (
+        "wool.runtime.worker.call",
+        "wool.runtime.worker.definitions",
+        "wool.runtime.worker.executor",
+        "wool.runtime.worker.fetches",
+    ),
     ("wool.runtime.worker.session",),
     ("wool.runtime.worker.connection",),
     ("wool.runtime.loadbalancer.base",),

@@ -147,7 +147,7 @@ async def test_large_callable_travels_with_the_arguments() -> None:
     async with working() as worker, connected(worker.address) as connection:
         for amount in (LARGEST_DEFINITION, CHUNK, 3 * CHUNK):
             assert await call(connection, by_value(bytes(amount))) == amount
-        assert len(session_of(connection)._definitions) == 1
+        assert len(session_of(connection)._definitions._numbers) == 1
 
 
 async def test_many_heavy_callables_at_once() -> None:

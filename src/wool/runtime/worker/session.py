@@ -31,8 +31,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import grpc
@@ -49,10 +49,10 @@ from wool.runtime.errors import (
 from wool.runtime.worker.arena import WORTHWHILE
 from wool.runtime.worker.backpressure import BUSY, STOPPING
 from wool.runtime.worker.call import Call, Stage
+from wool.runtime.worker.definitions import Definitions, finish_large
 from wool.runtime.worker.fetches import Fetches
 from wool.runtime.worker.framing import (
     CHUNK,
-    DEFINITIONS,
     FEW,
     GATHERING,
     HIGH_WATER,
@@ -81,9 +81,6 @@ HEARTBEAT = 10.0
 
 FAREWELL = 5.0
 """Seconds that a worker may take to answer the end of a session, or to end it after its own."""
-
-RELEASE_DELAY = 0.005
-"""Seconds that a `release` may wait for a frame to leave with."""
 
 
 class StreamLike(Protocol):
@@ -134,14 +131,13 @@ class Session:
         self._on_room = on_room
         self._allowance: int | None = None
         self._calls: dict[int, Call] = {}
-        self._last_number = 0
-        self._definitions: OrderedDict[bytes, int] = OrderedDict()
+        self._numbers = count(1)
+        self._definitions = Definitions()
         self._outbox = Outbox(protocol.RequestBatch)
         self._small_gate = Gate(HIGH_WATER, lambda: self._outbox.payloads)
         self._large_gate = Gate(options.max_receive_message_length, self._waiting)
         self._assemblies = Assemblies(options.max_send_message_length)
         self._shared = shared
-        self._releasing: asyncio.TimerHandle | None = None
         self._accepting = True
         self._closing = False
         self._leaving = False
@@ -159,9 +155,12 @@ class Session:
         if shared is not None:
             self._fetches = Fetches(
                 shared,
+                self._outbox,
+                wanted=self._calls.__contains__,
                 fetched=self._fetched,
                 failed=self._not_fetched,
                 resume=self._receive,
+                wake=self._wake_writer,
             )
             shared.arena.on_room = self._grant
             self._outbox.add(0).reachable = True
@@ -202,7 +201,7 @@ class Session:
             await gate.enter(arguments.size)
         if not self._accepting or not self._shares(arguments.size):
             return None
-        number = self._next_number()
+        number = next(self._numbers)
         segment = await self._place(number, arguments)
         return Placed(number, segment) if segment is not None else None
 
@@ -231,10 +230,6 @@ class Session:
         if self._shared is not None:
             self._shared.arena.free(number)
 
-    def _next_number(self) -> int:
-        self._last_number += 1
-        return self._last_number
-
     def submit(
         self,
         task: Task,
@@ -245,7 +240,7 @@ class Session:
 
         Raises `TransientRpcError` if the session is ending, `WorkerFull` if the worker is full.
         """
-        number, segment = placed or (self._next_number(), None)
+        number, segment = placed or (next(self._numbers), None)
         if not self._accepting:
             self._free(number)
             raise TransientRpcError(grpc.StatusCode.UNAVAILABLE, f"{self!r} takes no more calls")
@@ -259,14 +254,13 @@ class Session:
         arguments = task.encode()
         size = arguments.size
         if segment is None and size > CHUNK:
-            finish = partial(_finish_large_task, task)
-            call.large = LargePayload(number, arguments, finish, call)
+            call.large = LargePayload(number, arguments, partial(finish_large, task), call)
             self._outbox.add_large(call.large)
         else:
             size = segment.ByteSize() if segment is not None else size
-            size += self._undefined(task.definition.data) + self._undefined(task.proxy_dump)
+            size += self._definitions.size_in(task)
             message = self._outbox.add(number, size, call).task
-            _fill_task(message, task, self._define)
+            self._definitions.write(message, task)
             write_payload(message.arguments, segment or arguments)
         self._wake_writer()
         return call
@@ -280,22 +274,6 @@ class Session:
         self._allowance = tasks
         if self._on_room is not None:
             self._on_room(tasks)
-
-    def _undefined(self, content: bytes) -> int:
-        return 0 if content in self._definitions else len(content)
-
-    def _define(self, message: protocol.Definition, content: bytes, reusable: bool) -> None:
-        number = self._definitions.get(content)
-        if number is not None:
-            self._definitions.move_to_end(content)
-        else:
-            number = len(self._definitions) + 1
-            if number > DEFINITIONS:
-                number = self._definitions.popitem(last=False)[1]
-            self._definitions[content] = number
-            message.content = content
-            message.reusable = reusable
-        message.number = number
 
     def send(self, call: Call, kind: str) -> None:
         """Queue a frame for a call that the worker has, or is about to have."""
@@ -433,6 +411,8 @@ class Session:
                 del batch  # It need not last until the next one comes.
         except grpc.aio.AioRpcError as exc:
             reason = exc.details() or exc.code().name
+        except Exception as exc:
+            fault = self._fault(exc)
         except asyncio.CancelledError:
             if self._reader.cancelling():
                 self._abandon_calls()  # The end of `asyncio.run` cancels this task, too.
@@ -446,20 +426,23 @@ class Session:
     def _receive_all(self, batch: protocol.ResponseBatch | None) -> str | None:
         """Tells what is wrong with it, if anything is."""
         try:
-            if batch is None:  # gRPC says so, and logs why.
+            if batch is None:  # gRPC has logged why.
                 raise UnexpectedResponse("what it sent is no message")
             for frame in batch.frames:
                 self._receive(frame)
-        except UnexpectedResponse as exc:
-            return str(exc)
         except Exception as exc:
-            logger.exception("%r can't take what has arrived", self)
-            return f"what it sent could not be taken: {exc!r}"
+            return self._fault(exc)
         return None
+
+    def _fault(self, error: Exception) -> str:
+        if isinstance(error, UnexpectedResponse):
+            return str(error)
+        logger.error("%r can't take what has arrived", self, exc_info=error)
+        return f"what it sent could not be taken: {error!r}"
 
     def _receive(self, frame: protocol.Response) -> None:
         kind = frame.WhichOneof("kind")
-        if self._fetches is not None and self._receive_shared(frame, kind, self._fetches):
+        if self._fetches is not None and self._fetches.receive(frame, kind):
             return
         call = self._calls.get(frame.call)
         if call is None:
@@ -494,54 +477,21 @@ class Session:
 
     # What comes through shared memory
 
-    def _receive_shared(self, frame: protocol.Response, kind: str | None, fetches: Fetches) -> bool:
-        """See to what a frame says of shared memory. Tells whether that is all, for now."""
-        if fetches.postpone(frame):
-            return True
-        if kind == "release":
-            fetches.shared.arena.free(frame.call)
-        elif kind in TERMINAL:
-            fetches.shared.arena.end(frame.call)
-        if kind not in ("result", "item"):
-            return False
-        payload = getattr(frame, kind)
-        if not payload.HasField("segment"):
-            return False
-        if frame.call in self._calls:
-            fetches.begin(frame, payload.segment)
-        else:
-            self._release(frame.call)
-        return True
-
     def _fetched(self, frame: protocol.Response, payload: Payload) -> None:
         call = self._calls.get(frame.call)
         if call is not None:
             self._deliver(call, str(frame.WhichOneof("kind")), payload)
-        self._release(frame.call)
 
-    def _not_fetched(self, frame: protocol.Response, error: Exception) -> None:
-        self._release(frame.call)
-        call = self._calls.get(frame.call)
+    def _not_fetched(self, number: int, error: Exception) -> None:
+        call = self._calls.get(number)
         if call is not None:
             self.send(call, "cancel")
             self.drop(call)
             call.fail(error)
 
-    def _release(self, number: int) -> None:
-        """Let the worker know, with what leaves next or a little later."""
-        self._outbox.add(number).release = True
-        if self._releasing is None:
-            self._releasing = self.loop.call_later(RELEASE_DELAY, self._release_now)
-
-    def _release_now(self) -> None:
-        self._releasing = None
-        self._wake_writer()
-
     def _unshare(self) -> None:
-        if self._shared is not None:
-            self._shared.close()
-        if self._releasing is not None:
-            self._releasing.cancel()
+        if self._fetches is not None:
+            self._fetches.close()
 
     async def _lose(self, reason: str) -> None:
         self._part(reason)
@@ -643,32 +593,6 @@ class Session:
         for call in list(self._calls.values()):
             self._remove(call.number)
             call.fail(asyncio.CancelledError(f"{call.tag} was running when its pool was left"))
-
-
-def _fill_task(
-    message: protocol.Task,
-    task: Task,
-    define: Callable[[protocol.Definition, bytes, bool], None],
-) -> None:
-    """Put into `message` all but the arguments."""
-    task.write_header(message)
-    if task.definition.data:
-        define(message.callable, *task.definition)
-    if task.proxy_dump:
-        define(message.proxy, task.proxy_dump, True)
-    else:
-        message.proxy_error = task.proxy_error
-
-
-def _define_for_once(message: protocol.Definition, content: bytes, reusable: bool) -> None:
-    message.content = content
-    message.reusable = reusable
-
-
-def _finish_large_task(task: Task, frame: protocol.Request) -> None:
-    """Without numbers: by the time it leaves, those known now may stand for something else."""
-    _fill_task(frame.task, task, _define_for_once)
-    frame.task.arguments.chunked = True
 
 
 def _finish_large_value(kind: str, frame: protocol.Request) -> None:
