@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from wool.runtime.routine.task import Task
-    from wool.runtime.worker.session import StreamLike
+    from wool.runtime.worker.loopback import StreamLike
 
 dispatch_timeout: ContextVar[float | None] = ContextVar("dispatch_timeout", default=None)
 """Seconds that a worker may take to accept a call; None is without limit."""

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from wool.runtime.routine.task import Task
     from wool.runtime.worker.auth import Credentials, WorkerCredentials
     from wool.runtime.worker.call import Call
+    from wool.runtime.worker.loopback import StreamLike
     from wool.runtime.worker.metadata import WorkerMetadata
-    from wool.runtime.worker.session import Placed, StreamLike
+    from wool.runtime.worker.session import Placed
     from wool.runtime.worker.status import WorkerStatus
 
     Stream = grpc.aio.StreamStreamCall[Any, protocol.ResponseBatch]

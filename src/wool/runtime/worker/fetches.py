@@ -122,9 +122,11 @@ class Fetches:
         """Let the worker know, with what leaves next or a little later."""
         self._outbox.add(number).release = True
         if self._releasing is None:
-            self._releasing = asyncio.get_running_loop().call_later(RELEASE_DELAY, self._released)
+            self._releasing = asyncio.get_running_loop().call_later(
+                RELEASE_DELAY, self._release_now
+            )
 
-    def _released(self) -> None:
+    def _release_now(self) -> None:
         self._releasing = None
         self._wake()
 
@@ -140,7 +142,6 @@ class Fetches:
         return self._tasks.copy()
 
     def close(self) -> None:
-        """Give up the shared memory."""
-        self._shared.close()
+        """Release nothing any more."""
         if self._releasing is not None:
             self._releasing.cancel()

@@ -13,12 +13,24 @@ from typing import TYPE_CHECKING, Protocol
 from wool.runtime.errors import UnexpectedResponse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from wool import protocol
 
 
 logger = logging.getLogger("wool.service")
+
+
+class StreamLike(Protocol):
+    """What a session uses of a gRPC call."""
+
+    def write(self, batch: protocol.RequestBatch, /) -> Awaitable[None]: ...
+
+    def done_writing(self) -> Awaitable[None]: ...
+
+    def __aiter__(self) -> AsyncIterator[protocol.ResponseBatch | None]: ...
+
+    def cancel(self) -> bool: ...
 
 
 class ServerHalf(Protocol):
@@ -67,7 +79,7 @@ class Loopback:
         self.cancel()
 
     def cancel(self) -> bool:
-        """End it, in whatever state it is. Tells whether it had not ended."""
+        """End it, in whatever state it is. Tells whether that has ended it."""
         if self._over:
             return False
         self._over = True

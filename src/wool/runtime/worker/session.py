@@ -33,7 +33,7 @@ import asyncio
 import logging
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import grpc.aio
@@ -66,12 +66,13 @@ from wool.runtime.worker.framing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from wool.runtime.routine.task import Task
     from wool.runtime.serializer import Payload
     from wool.runtime.worker.arena import Shared
     from wool.runtime.worker.base import ChannelOptions
+    from wool.runtime.worker.loopback import StreamLike
     from wool.runtime.worker.metadata import WorkerMetadata
 
 logger = logging.getLogger("wool.session")
@@ -82,17 +83,8 @@ HEARTBEAT = 10.0
 FAREWELL = 5.0
 """Seconds that a worker may take to answer the end of a session, or to end it after its own."""
 
-
-class StreamLike(Protocol):
-    """What a session uses of a gRPC call."""
-
-    def write(self, batch: protocol.RequestBatch, /) -> Awaitable[None]: ...
-
-    def done_writing(self) -> Awaitable[None]: ...
-
-    def __aiter__(self) -> AsyncIterator[protocol.ResponseBatch]: ...
-
-    def cancel(self) -> bool: ...
+WRITE_FAILED = "Internal error from Core"
+"""What grpc.aio says of an RPC whose write has failed, unless it has heard more."""
 
 
 class Placed(NamedTuple):
@@ -141,7 +133,8 @@ class Session:
         self._accepting = True
         self._closing = False
         self._leaving = False
-        self._read_all = False
+        self._parted: str | None = None
+        self._exhausted = False
         self._writable: asyncio.Future[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -371,7 +364,7 @@ class Session:
                 else:
                     self._writable = self.loop.create_future()
                     await self._writable
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             logger.debug("%r can't be written to any more", self)
         except BaseException:
             self._stream.cancel()
@@ -388,57 +381,55 @@ class Session:
     async def _read(self) -> None:
         """Take what arrives, to the end.
 
-        By iteration: `read` leaves out what has arrived once a write has failed. And to the end
-        whatever is wrong with it: such an RPC can't be cancelled, and lasts until it is read.
+        Once a write has failed, grpc.aio takes the RPC for ended: its `read` leaves out what has
+        arrived, which iteration does not, and its `cancel` does nothing, though core ends the RPC
+        only when all has been read, whatever is wrong with it.
         """
-        fault: str | None = None
         reason = "the worker closed the connection without a farewell"
-        parted = False
+        taking = True
         try:
             async for batch in self._stream:
                 self._heard = True
-                if fault is not None:
-                    continue
-                fault = self._receive_all(batch)
-                if fault is not None:
-                    self._stream.cancel()
-                elif batch.last and not parted:
-                    parted = True
-                    reason = "the worker has stopped"
-                    self._part(reason)
-                    self._timer.cancel()
-                    self._timer = self.loop.call_later(FAREWELL, self._stream.cancel)
-                del batch  # It need not last until the next one comes.
+                taking = taking and self._take(batch)
         except grpc.aio.AioRpcError as exc:
-            reason = exc.details() or exc.code().name
+            if exc.details() != WRITE_FAILED:
+                reason = exc.details() or exc.code().name
         except Exception as exc:
-            fault = self._fault(exc)
+            self._reject(exc)
         except asyncio.CancelledError:
             if self._reader.cancelling():
                 self._abandon_calls()  # The end of `asyncio.run` cancels this task, too.
                 self._unshare()
                 raise
-            if not parted:
-                reason = "the call was cancelled by gRPC"
-        self._read_all = True
-        await self._lose(fault or reason)
+            reason = "the call was cancelled by gRPC"
+        self._exhausted = True
+        await self._lose(self._parted or reason)
 
-    def _receive_all(self, batch: protocol.ResponseBatch | None) -> str | None:
-        """Tells what is wrong with it, if anything is."""
+    def _take(self, batch: protocol.ResponseBatch | None) -> bool:
+        """Take what has arrived. Tells whether what comes next is worth it."""
         try:
             if batch is None:  # gRPC has logged why.
                 raise UnexpectedResponse("what it sent is no message")
             for frame in batch.frames:
                 self._receive(frame)
         except Exception as exc:
-            return self._fault(exc)
-        return None
+            self._reject(exc)
+            return False
+        if batch.last and self._parted is None:
+            self._part("the worker has stopped")
+            self._timer.cancel()
+            self._timer = self.loop.call_later(FAREWELL, self._stream.cancel)
+        return True
 
-    def _fault(self, error: Exception) -> str:
+    def _reject(self, error: Exception) -> None:
+        """Take nothing more from a worker that has sent this."""
         if isinstance(error, UnexpectedResponse):
-            return str(error)
-        logger.error("%r can't take what has arrived", self, exc_info=error)
-        return f"what it sent could not be taken: {error!r}"
+            reason = str(error)
+        else:
+            logger.error("%r can't take what has arrived", self, exc_info=error)
+            reason = f"what it sent could not be taken: {error!r}"
+        self._part(reason)
+        self._stream.cancel()
 
     def _receive(self, frame: protocol.Response) -> None:
         kind = frame.WhichOneof("kind")
@@ -490,6 +481,8 @@ class Session:
             call.fail(error)
 
     def _unshare(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
         if self._fetches is not None:
             self._fetches.close()
 
@@ -509,6 +502,7 @@ class Session:
 
     def _part(self, reason: str) -> None:
         """The worker takes no more."""
+        self._parted = reason
         if not self._leaving and self._on_lost is not None:
             self._on_lost()
         self._leave()
@@ -576,17 +570,17 @@ class Session:
     async def _cut(self) -> None:
         self._leave()
         self._timer.cancel()
-        if self._stream.cancel() or self._read_all:
-            self._reader.cancel()
-        else:  # It has ended for gRPC, and does when what has arrived is read.
-            self._timer = self.loop.call_later(FAREWELL, self._reader.cancel)
+        if self._stream.cancel() or self._exhausted:
+            self._reader.cancel()  # Else it is about to end: see there.
+        bound = self.loop.call_later(FAREWELL, self._reader.cancel)
         self._writer.cancel()
         self._abandon_calls()
         fetching = self._fetches.cancel() if self._fetches is not None else ()
         try:
             await asyncio.wait([self._reader, self._writer, *fetching])
         finally:
-            self._timer.cancel()
+            bound.cancel()
+            self._reader.cancel()
             self._unshare()
 
     def _abandon_calls(self) -> None:
