@@ -19,6 +19,7 @@ from tests.support import eventually
 from wool import protocol
 from wool.protocol import RequestBatch, Response, ResponseBatch
 from wool.runtime.errors import TransientRpcError, WorkerLost
+from wool.runtime.worker.framing import pause
 from wool.runtime.worker.session import Session
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from wool.runtime.worker.connection import WorkerConnection
 
-CALLS = 40
+CALLS = 100
 
 
 class Departing:
@@ -73,17 +74,29 @@ def result(number: int) -> bytes:
     return frames(Response(call=number, result=payload(number))).SerializeToString()
 
 
-async def part(
-    connection: WorkerConnection, worker: Departing, late: int = 10
-) -> list[asyncio.Task[Any]]:
-    """Calls, and the worker's leaving before any answer is read; then more, one in each turn."""
+async def part(connection: WorkerConnection, worker: Departing) -> list[asyncio.Task[Any]]:
+    """Calls, and the worker's leaving before any answer is read."""
     calls = [asyncio.create_task(call(connection, routines.noop)) for _ in range(CALLS)]
     await eventually(lambda: sent(connection) == CALLS)
     worker.leave()  # This loop reads nothing meanwhile.
-    for _ in range(late):
+    return calls
+
+
+async def write_in_vain(connection: WorkerConnection) -> list[asyncio.Task[Any]]:
+    """More calls, one in each turn, until a write has failed."""
+    session = session_of(connection)
+    calls = []
+    while not session._writer.done():
+        assert session.accepting
         calls.append(asyncio.create_task(call(connection, routines.noop)))
         await asyncio.sleep(0)
     return calls
+
+
+def session_of(connection: WorkerConnection) -> Session:
+    assert connection._link is not None
+    assert connection._link.ready is not None
+    return connection._link.ready
 
 
 def sent(connection: WorkerConnection) -> int:
@@ -95,10 +108,13 @@ async def test_what_had_arrived_when_a_write_fails_is_heard() -> None:
     worker = Departing()
     with worker.served() as address:
         async with connected(address) as connection:
-            outcomes = await asyncio.gather(*await part(connection, worker), return_exceptions=True)
+            calls = await part(connection, worker)
+            late = await write_in_vain(connection)
+            outcomes = await asyncio.gather(*calls, *late, return_exceptions=True)
     assert outcomes[:CALLS] == [*range(1, CALLS + 1)]
     assert {type(outcome) for outcome in outcomes[CALLS:]} <= {WorkerLost, TransientRpcError}
-    assert all("without a farewell" in str(outcome) for outcome in outcomes[CALLS:])
+    reasons = ("without a farewell", "broke during a write")
+    assert all(any(map(str(outcome).__contains__, reasons)) for outcome in outcomes[CALLS:])
 
 
 @pytest.mark.parametrize(
@@ -116,19 +132,21 @@ async def test_fault_after_a_write_has_failed(
 ) -> None:
     """gRPC's RPC can't be cancelled then, and is not left behind, which `task_check` sees to."""
     caplog.set_level(logging.CRITICAL)  # What is logged holds the channel.
-    ended = []
+    over = []
     reject = Session._reject
 
     def recorded(session: Session, error: Exception) -> None:
-        ended.append(not session._stream.cancel())
+        over.append(not session._stream.cancel())
         reject(session, error)
 
     monkeypatch.setattr(Session, "_reject", recorded)
     worker = Departing(wrong, wrong, wrong)
     with worker.served() as address:
         async with connected(address) as connection:
-            outcomes = await asyncio.gather(*await part(connection, worker), return_exceptions=True)
-    assert ended == [True]
+            calls = await part(connection, worker)
+            late = await write_in_vain(connection)
+            outcomes = await asyncio.gather(*calls, *late, return_exceptions=True)
+    assert over == [True]
     assert outcomes[: CALLS - 3] == [*range(1, CALLS - 2)]
     assert {type(outcome) for outcome in outcomes[CALLS - 3 : CALLS]} == {WorkerLost}
     assert all(reason in str(outcome) for outcome in outcomes[CALLS - 3 :])
@@ -140,7 +158,10 @@ async def test_connection_closed_when_a_write_fails(late: int) -> None:
     worker = Departing()
     with worker.served() as address:
         async with connected(address) as connection:
-            calls = await part(connection, worker, late)
+            calls = await part(connection, worker)
+            for _ in range(late):
+                calls.append(asyncio.create_task(call(connection, routines.noop)))
+                await asyncio.sleep(0)
             async with asyncio.timeout(10):
                 await connection.close()
                 await asyncio.wait(calls)
@@ -170,6 +191,8 @@ class Stream:
     async def __aiter__(self) -> AsyncIterator[ResponseBatch]:
         while isinstance(coming := await self._coming.get(), ResponseBatch):
             yield coming
+        if isinstance(coming, asyncio.CancelledError):
+            await pause(10)  # As with gRPC, and long enough for the writer to write.
         raise coming
 
     def cancel(self) -> bool:

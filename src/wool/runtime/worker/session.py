@@ -83,6 +83,9 @@ HEARTBEAT = 10.0
 FAREWELL = 5.0
 """Seconds that a worker may take to answer the end of a session, or to end it after its own."""
 
+EXHAUSTION = 5.0
+"""Seconds for what has arrived to be read, of an RPC that can't be cancelled."""
+
 WRITE_FAILED = "Internal error from Core"
 """What grpc.aio says of an RPC whose write has failed, unless it has heard more."""
 
@@ -133,8 +136,8 @@ class Session:
         self._accepting = True
         self._closing = False
         self._leaving = False
-        self._parted: str | None = None
-        self._exhausted = False
+        self._parting_reason: str | None = None
+        self._exhausted = False  # Its stream has been read to the end.
         self._writable: asyncio.Future[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -381,9 +384,9 @@ class Session:
     async def _read(self) -> None:
         """Take what arrives, to the end.
 
-        Once a write has failed, grpc.aio takes the RPC for ended: its `read` leaves out what has
-        arrived, which iteration does not, and its `cancel` does nothing, though core ends the RPC
-        only when all has been read, whatever is wrong with it.
+        Once a write has failed, grpc.aio takes the RPC for ended: `read` raises, though messages
+        have arrived, and `cancel` does nothing. Core ends it only when all of them have been read,
+        so this goes on when they are of no use, too.
         """
         reason = "the worker closed the connection without a farewell"
         taking = True
@@ -392,8 +395,9 @@ class Session:
                 self._heard = True
                 taking = taking and self._take(batch)
         except grpc.aio.AioRpcError as exc:
-            if exc.details() != WRITE_FAILED:
-                reason = exc.details() or exc.code().name
+            reason = exc.details() or exc.code().name
+            if reason == WRITE_FAILED:
+                reason = "the connection broke during a write"
         except Exception as exc:
             self._reject(exc)
         except asyncio.CancelledError:
@@ -403,7 +407,7 @@ class Session:
                 raise
             reason = "the call was cancelled by gRPC"
         self._exhausted = True
-        await self._lose(self._parted or reason)
+        await self._lose(self._parting_reason or reason)
 
     def _take(self, batch: protocol.ResponseBatch | None) -> bool:
         """Take what has arrived. Tells whether what comes next is worth it."""
@@ -415,14 +419,14 @@ class Session:
         except Exception as exc:
             self._reject(exc)
             return False
-        if batch.last and self._parted is None:
+        if batch.last and self._parting_reason is None:
             self._part("the worker has stopped")
             self._timer.cancel()
             self._timer = self.loop.call_later(FAREWELL, self._stream.cancel)
         return True
 
     def _reject(self, error: Exception) -> None:
-        """Take nothing more from a worker that has sent this."""
+        """Give up a worker that has sent this."""
         if isinstance(error, UnexpectedResponse):
             reason = str(error)
         else:
@@ -502,7 +506,7 @@ class Session:
 
     def _part(self, reason: str) -> None:
         """The worker takes no more."""
-        self._parted = reason
+        self._parting_reason = reason
         if not self._leaving and self._on_lost is not None:
             self._on_lost()
         self._leave()
@@ -569,18 +573,18 @@ class Session:
 
     async def _cut(self) -> None:
         self._leave()
-        self._timer.cancel()
         if self._stream.cancel() or self._exhausted:
-            self._reader.cancel()  # Else it is about to end: see there.
-        bound = self.loop.call_later(FAREWELL, self._reader.cancel)
+            self._reader.cancel()
+        else:  # It ends by itself, when it has read what core waits for.
+            bound = self.loop.call_later(EXHAUSTION, self._reader.cancel)
+            self._reader.add_done_callback(lambda _: bound.cancel())
         self._writer.cancel()
         self._abandon_calls()
         fetching = self._fetches.cancel() if self._fetches is not None else ()
         try:
             await asyncio.wait([self._reader, self._writer, *fetching])
         finally:
-            bound.cancel()
-            self._reader.cancel()
+            self._timer.cancel()
             self._unshare()
 
     def _abandon_calls(self) -> None:
