@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from wool.protocol import WorkerServicer
+    from wool.runtime.worker.session import Session
 
     Context = grpc.aio.ServicerContext[RequestBatch, ResponseBatch]
     Script = Callable[["Dialogue"], AsyncIterator[ResponseBatch]]
@@ -133,6 +134,13 @@ async def call(connection: WorkerConnection, routine: Callable[..., Any], *args:
         return await anext(stream)
     finally:
         await stream.aclose()
+
+
+def session_of(connection: WorkerConnection) -> Session:
+    """Its session, which is open."""
+    assert connection._link is not None
+    assert connection._link.ready is not None
+    return connection._link.ready
 
 
 class Dialogue:

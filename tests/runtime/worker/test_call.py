@@ -16,6 +16,7 @@ from tests.runtime.worker.peers import (
     frames,
     payload,
     served,
+    session_of,
     task_of,
 )
 from tests.support import eventually
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from wool.protocol import ResponseBatch
     from wool.runtime.worker.connection import WorkerConnection
-    from wool.runtime.worker.session import Session
 
 MIB = 1024 * 1024
 
@@ -51,12 +51,6 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
     task.cancel("enough")
     with pytest.raises(asyncio.CancelledError, match="enough"):
         await task
-
-
-def session_of(connection: WorkerConnection) -> Session:
-    assert connection._link is not None
-    assert connection._link._session is not None
-    return connection._link._session
 
 
 async def opened(connection: WorkerConnection) -> None:

@@ -18,6 +18,7 @@ from tests.runtime.worker.peers import (
     frames,
     payload,
     served,
+    session_of,
     task_of,
     working,
 )
@@ -38,16 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from wool.protocol import Request, ResponseBatch
-    from wool.runtime.worker.connection import WorkerConnection
-    from wool.runtime.worker.session import Session
 
 MIB = 1024 * 1024
-
-
-def session_of(connection: WorkerConnection) -> Session:
-    assert connection._link is not None
-    assert connection._link._session is not None
-    return connection._link._session
 
 
 async def obliging(dialogue: Dialogue) -> AsyncIterator[ResponseBatch]:

@@ -14,7 +14,15 @@ import grpc
 import pytest
 
 from tests import wire_routines as routines
-from tests.runtime.worker.peers import OPTIONS, call, connected, frames, payload, task_of
+from tests.runtime.worker.peers import (
+    OPTIONS,
+    call,
+    connected,
+    frames,
+    payload,
+    session_of,
+    task_of,
+)
 from tests.support import eventually
 from wool import protocol
 from wool.protocol import RequestBatch, Response, ResponseBatch
@@ -91,12 +99,6 @@ async def write_in_vain(connection: WorkerConnection) -> list[asyncio.Task[Any]]
         calls.append(asyncio.create_task(call(connection, routines.noop)))
         await asyncio.sleep(0)
     return calls
-
-
-def session_of(connection: WorkerConnection) -> Session:
-    assert connection._link is not None
-    assert connection._link.ready is not None
-    return connection._link.ready
 
 
 def sent(connection: WorkerConnection) -> int:

@@ -147,19 +147,7 @@ class Session:
         self._timer = self.loop.call_later(HEARTBEAT, self._beat)
         self._reader = self.loop.create_task(self._read(), name="wool session reader")
         self._writer = self.loop.create_task(self._write(), name="wool session writer")
-        self._fetches: Fetches | None = None
-        if shared is not None:
-            self._fetches = Fetches(
-                shared,
-                self._outbox,
-                wanted=self._calls.__contains__,
-                fetched=self._fetched,
-                failed=self._not_fetched,
-                resume=self._receive,
-                wake=self._wake_writer,
-            )
-            shared.arena.on_room = self._grant
-            self._outbox.add(0).reachable = True
+        self._fetches = None if shared is None else self._share(shared)
 
     def __repr__(self) -> str:
         worker = f"{self.metadata.uid} at {self.metadata.address}" if self.metadata else "a worker"
@@ -208,6 +196,19 @@ class Session:
 
     def _gate(self, size: int) -> Gate:
         return self._large_gate if size > CHUNK or self._shares(size) else self._small_gate
+
+    def _share(self, shared: Shared) -> Fetches:
+        shared.arena.on_room = self._grant
+        self._outbox.add(0).reachable = True
+        return Fetches(
+            shared,
+            self._outbox,
+            wanted=self._calls.__contains__,
+            fetched=self._fetched,
+            failed=self._not_fetched,
+            resume=self._receive,
+            wake=self._wake_writer,
+        )
 
     def _waiting(self) -> int:
         """Bytes of large payloads that the worker has not taken."""
