@@ -47,7 +47,7 @@ ADVERTISING = ("lan", "redis")
 @click.option("--health-port", type=port, help="Serve grpc.health.v1 here, without TLS.")
 @click.option("--metrics-port", type=port, help="Serve /metrics for Prometheus here.")
 @click.option("--import", "modules", multiple=True, metavar="MODULE", help="For workers to import.")
-@click.option("--uvloop", is_flag=True, help="Run the workers on uvloop.")
+@click.option("--uvloop", is_flag=True, help="Run the workers' routines on uvloop.")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),

@@ -1,8 +1,8 @@
 """The routine loop: the thread and the event loop that routines run on, and what runs them.
 
-gRPC is served on the process's main thread, so a routine that blocks its loop never keeps the
-worker from answering; `exchange` has what the two loops share of a session. Of the worker's session
-with itself both sides are here.
+gRPC is served on another loop, which has another thread while a routine blocks this one (see
+`guest`), so that never keeps the worker from answering; `exchange` has what the two loops share of
+a session. Of the worker's session with itself both sides are here.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from wool.runtime.worker.arena import Arena, Shared
     from wool.runtime.worker.backpressure import Admission
     from wool.runtime.worker.exchange import Arrival, Body, Exchange
+    from wool.runtime.worker.guest import Guest
 
 logger = logging.getLogger("wool.executor")
 
@@ -48,12 +49,13 @@ REQUESTS = 64
 
 
 class RoutineLoop:
-    """An event loop on a thread of its own."""
+    """An event loop on a thread of its own, which may have a guest."""
 
     _relay: Relay
 
     def __init__(self, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
         self.loop = (loop_factory or asyncio.new_event_loop)()
+        self._guest: Guest | None = None
         self._ending = False
         self._thread = threading.Thread(target=self._main, name="wool routines", daemon=True)
 
@@ -61,9 +63,12 @@ class RoutineLoop:
     def thread_id(self) -> int | None:
         return self._thread.ident
 
-    def start(self) -> None:
+    def start(self, guest: Guest | None = None) -> None:
         self._relay = Relay(self.loop)
         self._thread.start()
+        if guest is not None:
+            self._guest = guest
+            guest.lend(self)
 
     def post(self, callback: Callable[[], object]) -> None:
         """Have it called there, unless the loop has ended."""
@@ -80,7 +85,12 @@ class RoutineLoop:
         return await asyncio.wrap_future(future)
 
     async def stop(self, timeout: float) -> None:
-        """Cancel what runs there, wait for it `timeout` seconds at most, and end the loop."""
+        """Cancel what runs there, wait for it `timeout` seconds at most, and end the loop.
+
+        A guest is on its own thread afterwards.
+        """
+        if self._guest is not None:
+            await self._guest.recall()
         asyncio.run_coroutine_threadsafe(self._drain(timeout), self.loop)
         await asyncio.to_thread(self._thread.join, timeout + 1)
 

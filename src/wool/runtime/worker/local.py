@@ -40,7 +40,7 @@ class LocalWorker(Worker):
     seconds is logged, with its stack (None: never).
 
     `initializer` is called in its process before it serves; what that raises fails the start.
-    `loop_factory` makes its event loops, such as `uvloop.new_event_loop`.
+    `loop_factory` makes the loop that its routines run on, such as `uvloop.new_event_loop`.
     """
 
     def __init__(

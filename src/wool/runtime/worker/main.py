@@ -16,7 +16,7 @@ import select
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 import grpc.aio
 
@@ -26,13 +26,14 @@ from wool import protocol
 from wool.runtime.discovery.descriptors import withdraw
 from wool.runtime.worker import health
 from wool.runtime.worker.configuration import STOP
+from wool.runtime.worker.guest import Guest
 from wool.runtime.worker.interceptor import VersionInterceptor
 from wool.runtime.worker.metadata import WorkerMetadata
 from wool.runtime.worker.service import WorkerService
 from wool.runtime.worker.transport import obstacle, overlook_closed_loops, server_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
     from typing import Any
 
     from wool.runtime.worker.configuration import Configuration
@@ -61,10 +62,12 @@ def main() -> None:
     code = 1
     try:
         configuration = _configure(control)
-        if configuration.initializer is not None:
-            pickle.loads(configuration.initializer)()
-        with asyncio.Runner(loop_factory=_loop_factory(configuration)) as runner:
-            runner.run(serve(configuration, control, report))
+        initialize = _loaded(configuration.initializer)
+        if initialize is not None:
+            initialize()
+        guest = Guest()
+        with asyncio.Runner(loop_factory=lambda: guest.loop):
+            guest.run(serve(configuration, control, report, guest))
         code = 0
     except BaseException as exc:
         _report(report, b"!" + f"{type(exc).__name__}: {exc}".encode())
@@ -119,11 +122,8 @@ def _configure(control: int) -> Configuration:
     return loaded
 
 
-def _loop_factory(
-    configuration: Configuration,
-) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    pickled = configuration.loop_factory
-    return None if pickled is None else cast("Any", pickle.loads(pickled))
+def _loaded(pickled: bytes | None) -> Any:
+    return None if pickled is None else pickle.loads(pickled)
 
 
 def _read(pipe: BinaryIO, size: int) -> bytes:
@@ -141,13 +141,12 @@ def _report(descriptor: int, content: bytes) -> None:
         pipe.write(content)
 
 
-async def serve(configuration: Configuration, control: int, report: int) -> None:
-    """Serve as configured until told to stop."""
+async def serve(configuration: Configuration, control: int, report: int, guest: Guest) -> None:
+    """Serve as configured until told to stop, on the loop of `guest`."""
     patience = min(configuration.shutdown_grace_period, LONGEST_TIMER) + END
     threading.Thread(
         target=_end_after_parent, args=(control, patience), name="wool parent watch", daemon=True
     ).start()
-    hook = configuration.backpressure
     service = WorkerService(
         options=configuration.options.channel,
         proxy_ttl=configuration.proxy_pool_ttl,
@@ -155,8 +154,8 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
         credentials=configuration.credentials,
         blocking_threshold=configuration.blocking_threshold,
         max_concurrent_tasks=configuration.max_concurrent_tasks,
-        backpressure=None if hook is None else pickle.loads(hook),
-        loop_factory=_loop_factory(configuration),
+        backpressure=_loaded(configuration.backpressure),
+        loop_factory=_loaded(configuration.loop_factory),
     )
     server = grpc.aio.server(
         interceptors=[VersionInterceptor()], options=server_arguments(configuration.options)
@@ -169,7 +168,7 @@ async def serve(configuration: Configuration, control: int, report: int) -> None
         wool.__worker_metadata__ = metadata
         wool.__worker_service__.set(service)
         await server.start()
-        service.start()
+        service.start(guest)
         with _Stopper(service, control):
             _report(report, b"=" + metadata.to_protobuf().SerializeToString())
             await service.stopped.wait()

@@ -50,7 +50,7 @@ class WorkerProcess:
     `shutdown_grace_period` is how many seconds its routines may take to clean up when they are
     cancelled by a stop, `proxy_pool_ttl` how many an unused proxy is kept there,
     `blocking_threshold` how many a routine may block the loop before that is logged (None: any).
-    `initializer` is called there before it serves, and `loop_factory` makes its event loops.
+    `initializer` is called there before it serves, `loop_factory` makes the routines' loop.
 
     Raises `ValueError` for a blank host, a port outside 0..65535, a duration or a number of tasks
     that isn't positive, or an identity that is blank or comes without credentials, `TypeError` if

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from wool.runtime.worker.auth import Credentials
+    from wool.runtime.worker.guest import Guest
 
 logger = logging.getLogger("wool.service")
 
@@ -97,10 +98,10 @@ class WorkerService:
         self._drain: asyncio.Timeout | None = None
         self._ending: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Start the routine loop, and serve on the one that runs."""
+    def start(self, guest: Guest | None = None) -> None:
+        """Start the routine loop, and serve on the one that runs, which may become its guest."""
         self.replies = Relay(asyncio.get_running_loop())
-        self.routines.start()
+        self.routines.start(guest)
         self._watch.start()
 
     @property
