@@ -8,7 +8,8 @@ that are not hot, queues, and the bookkeeping of sessions.
 from __future__ import annotations
 
 import asyncio
-import threading
+from functools import partial
+from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -44,7 +45,11 @@ async def _noop() -> None:
 def measure() -> dict[str, float]:
     """Microseconds by stage; empty where wool can't be taken apart like this any more."""
     try:
-        parts = {**_codec(), **asyncio.run(_loops())}
+        parts = {
+            **_codec(),
+            "worker: run it, a task of asyncio": asyncio.run(_task()),
+            "worker: to the routine loop and back": _hop(),
+        }
     except (AttributeError, ImportError, TypeError, ValueError):
         return {}
     whole, wire = _latency("ours"), _latency("floor")
@@ -121,27 +126,38 @@ def _codec() -> dict[str, float]:
     }
 
 
-async def _loops() -> dict[str, float]:
+async def _task() -> float:
     loop = asyncio.get_running_loop()
     start = perf_counter()
     for _ in range(REPEATS):
         await loop.create_task(_noop())
-    running = (perf_counter() - start) / REPEATS * 1e6
-    other = asyncio.new_event_loop()
-    thread = threading.Thread(target=other.run_forever)
-    thread.start()
-    try:
-        start = perf_counter()
+    return (perf_counter() - start) / REPEATS * 1e6
+
+
+def _hop() -> float:
+    """There and back, between the loops of a worker."""
+    from wool.runtime.worker.executor import RoutineLoop
+    from wool.runtime.worker.guest import Guest
+    from wool.runtime.worker.relay import Relay
+
+    guest = Guest()
+    hops: list[float] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        replies = Relay(loop)
+        routines = RoutineLoop()
+        routines.start(guest)
         for _ in range(REPEATS):
             done = loop.create_future()
-            other.call_soon_threadsafe(loop.call_soon_threadsafe, done.set_result, None)
+            answer = partial(replies.post, partial(done.set_result, None))
+            start = perf_counter()
+            routines.post(answer)
             await done
-        hop = (perf_counter() - start) / REPEATS * 1e6
-    finally:
-        other.call_soon_threadsafe(other.stop)
-        thread.join()
-        other.close()
-    return {
-        "worker: run it, a task of asyncio": running,
-        "worker: to the routine loop's thread and back": hop,
-    }
+            hops.append(perf_counter() - start)
+        await routines.stop(1)
+        replies.close()
+
+    guest.run(main())
+    guest.loop.close()
+    return median(hops) * 1e6

@@ -40,6 +40,7 @@ LAYERS = [
     (
         "wool.runtime.worker.backpressure",
         "wool.runtime.worker.framing",
+        "wool.runtime.worker.guest",
         "wool.runtime.worker.health",
         "wool.runtime.worker.line",
         "wool.runtime.worker.loopback",
