@@ -147,6 +147,29 @@ def test_is_on_time_whether_or_not_its_host_is_held_up(run: Run) -> None:
     run(main)
 
 
+def test_is_on_time_when_its_host_is_held_up_twice_in_a_row(run: Run) -> None:
+    """Its own thread gives it back in between, and the host never gets to it."""
+
+    async def main(host: RoutineLoop) -> None:
+        loop = asyncio.get_running_loop()
+        await eventually(lambda: on_thread_of(host))
+        await asyncio.sleep(0.1)
+        relay = Relay(loop)
+        posted = asyncio.Event()
+        poster = threading.Timer(0.1, relay.post, (posted.set,))
+        poster.start()
+        host.post(lambda: time.sleep(0.3))
+        await posted.wait()
+        host.post(lambda: time.sleep(1.5))
+        due = loop.time() + 0.5
+        await asyncio.sleep(0.5)
+        assert loop.time() - due < 0.3
+        poster.join()
+        relay.close()
+
+    run(main)
+
+
 def test_waits_without_being_looked_after(run: Run) -> None:
     """Nobody's time is spent on a guest with nothing to do."""
 
@@ -156,6 +179,19 @@ def test_waits_without_being_looked_after(run: Run) -> None:
         before = time.process_time()
         await asyncio.sleep(1)
         assert time.process_time() - before < 0.05
+
+    run(main)
+
+
+def test_is_visited_when_a_timer_is_due_and_not_before(run: Run, guest: Guest) -> None:
+    """Event loops round timers, and uvloop rounds some of them down."""
+
+    async def main(host: RoutineLoop) -> None:
+        await eventually(lambda: on_thread_of(host))
+        before = guest._visits
+        for _ in range(50):
+            await asyncio.sleep(0.0104)
+        assert guest._visits - before < 5 * 50
 
     run(main)
 
@@ -189,6 +225,39 @@ def test_main_coroutine_that_raises(guest: Guest, host: RoutineLoop, blocks: boo
     with pytest.raises(LookupError, match="it failed"):
         guest.run(main())
     guest.loop.run_until_complete(host.stop(5))
+
+
+def test_main_coroutine_that_ends_while_its_own_thread_waits_for_its_turn(
+    guest: Guest, host: RoutineLoop
+) -> None:
+    async def main() -> None:
+        host.start(guest)
+        await eventually(lambda: on_thread_of(host))
+        await asyncio.sleep(5 * guest_module.PATIENCE)
+        asyncio.get_running_loop().call_soon(time.sleep, 10 * guest_module.PATIENCE)
+        await asyncio.sleep(0)
+
+    guest.run(main())
+    guest.loop.run_until_complete(host.stop(5))
+
+
+def test_what_leaves_its_own_thread_takes_it_from_the_host(guest: Guest, host: RoutineLoop) -> None:
+    async def busy() -> None:
+        for _ in range(10_000_000):
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        host.start(guest)
+        running = asyncio.create_task(busy())
+        host.post(lambda: time.sleep(0.3))
+        await eventually(lambda: not on_thread_of(host))
+        asyncio.get_running_loop().call_soon(sys.exit, 3)
+        await running
+
+    with asyncio.Runner(loop_factory=lambda: guest.loop) as runner:
+        with pytest.raises(SystemExit, match="3"):
+            guest.run(main())
+        runner.run(host.stop(5))
 
 
 def test_leaves_its_host_as_it_was(run: Run) -> None:

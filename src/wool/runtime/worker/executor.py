@@ -1,8 +1,8 @@
 """The routine loop: the thread and the event loop that routines run on, and what runs them.
 
-gRPC is served on another loop, which has another thread while a routine blocks this one (see
-`guest`), so that never keeps the worker from answering; `exchange` has what the two loops share of
-a session. Of the worker's session with itself both sides are here.
+gRPC is served on another loop, on this thread, too, but on another one while a routine blocks this
+(see `guest`), so a routine that does never keeps the worker from answering; `exchange` has what the
+two loops share of a session. Of the worker's session with itself both sides are here.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class RoutineLoop:
             try:
                 self.loop.run_forever()
             except (SystemExit, KeyboardInterrupt):
-                logger.exception("A task that a routine has started tried to end the worker")
+                logger.exception("A task of a routine's, or a callback, tried to end the worker")
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())

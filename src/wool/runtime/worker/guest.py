@@ -7,8 +7,14 @@ loop that serves is the guest of the other, which looks in on it whenever it has
 has a thread of its own all the same, which stands by, and runs it for as long as the host is held
 up.
 
-Who runs it has its `_turn`. All of the rest is as if the two were on different threads always: what
-one has for the other goes through a `Relay`, and neither is ever called by the other.
+Whoever runs the guest holds `_turn`. The host is woken for it by a reader of its selector, which is
+readable when one of its descriptors is, by an alarm for its next timer, and by itself if something
+is ready when a visit ends. Its own thread sleeps until one of the first two happens, too, and then
+gives the host `PATIENCE` seconds for a visit. Visits move the next timer, so they ring a bell if it
+is before the end of that sleep.
+
+All of the rest is as if the two were on different threads always: what one has for the other goes
+through a `Relay`, and neither is ever called by the other.
 """
 
 from __future__ import annotations
@@ -27,8 +33,11 @@ if TYPE_CHECKING:
 
     from wool.runtime.worker.executor import RoutineLoop
 
-PATIENCE = 0.02
+PATIENCE = 0.01
 """Seconds that a host may leave its guest waiting before the guest's own thread runs it."""
+
+TICK = 1e-3
+"""Seconds to which event loops round their timers, some of them down."""
 
 ROUNDS = 4
 """How often, at most, a guest goes through what is ready before its host does."""
@@ -44,6 +53,7 @@ class _Selector(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self.visiting = False
+        """Whether it runs on its host's thread."""
         self.rounds = 0
         self.timeout: float | None = None
         """In how many seconds a guest that has given it back has something to do."""
@@ -63,19 +73,20 @@ class Guest:
 
     def __init__(self) -> None:
         self._selector = _Selector()
+        self._descriptor = self._selector.fileno()
         self.loop = asyncio.SelectorEventLoop(self._selector)
         self._thread = threading.get_ident()
         self._turn = threading.Lock()
         self._lent = False
-        self._recalled = threading.Event()
-        self._bell: tuple[int, int]
+        self._left = threading.Event()  # The host has, for good.
         self._returned = asyncio.Event()
         self._host: RoutineLoop
-        self._watched = False
+        self._bell: tuple[int, int]
         self._visits = 0
+        self._watched = False
         self._going_on = False
-        self._due = math.inf
-        self._looks_at = -math.inf
+        self._due = math.inf  # When it has something to do, as whoever ran it last left it.
+        self._sleeps_until = -math.inf  # Its own thread; or less, while it is awake.
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_due = math.inf
 
@@ -84,20 +95,30 @@ class Guest:
         self._bell = os.pipe()
         main = self.loop.create_task(coroutine)
         main.add_done_callback(self._end)
-        while not main.done():
-            with self._turn:
+        try:
+            while not main.done():
+                with self._turn:
+                    self._run_here(main)
                 if self._lent:
-                    self._host.post(self._visit)  # When the host gets to it, it asks for its turn.
-                else:
-                    self._returned.set()
-                self.loop.run_forever()
-            if self._lent:
-                self._host.post(self._visit)
-                self._stand_by()
-        with self._turn:  # The host may be about to leave.
+                    self._host.post(self._visit)
+                    self._stand_by()
+        finally:
+            main.remove_done_callback(self._end)
+            with self._turn:  # The host may be about to leave.
+                self._lent = False
             for end in self._bell:
                 os.close(end)
         main.result()
+
+    def _run_here(self, main: asyncio.Task[Any]) -> None:
+        if main.done():
+            return
+        if self._lent:
+            self._host.post(self._visit)  # When the host gets to it, it asks for its turn.
+        else:
+            self._returned.set()
+        self.loop.run_forever()
+        self._due = time.monotonic()  # There may be something to do by now.
 
     def lend(self, host: RoutineLoop) -> None:
         """Have it run on the host's thread. Called on `loop`, once."""
@@ -116,49 +137,59 @@ class Guest:
         self._lent = False
         self.loop.stop()
 
+    def _give_way(self, rounds: int) -> None:
+        """Stop, for the host to go on, after so many rounds, as that may be held up again."""
+        if rounds:
+            self.loop.call_soon(self._give_way, rounds - 1)
+        elif self._lent:
+            self.loop.stop()
+
     def _stand_by(self) -> None:
         """Return when the host is held up, or may not run it any more."""
         with selectors.DefaultSelector() as events:
-            events.register(self._selector.fileno(), selectors.EVENT_READ)
+            events.register(self._descriptor, selectors.EVENT_READ)
             events.register(self._bell[0], selectors.EVENT_READ)
             while self._lent:
-                self._looks_at = self._due
-                for key, _ in events.select(self._overdue_in()):
-                    if key.fd == self._bell[0]:
-                        os.read(key.fd, 1)
-                self._looks_at = -math.inf
+                self._sleeps_until = due = self._due
+                self._readable(events, _remaining(min(due, self._due)))
+                self._sleeps_until = -math.inf
                 visits = self._visits
-                if self._recalled.wait(PATIENCE):
+                if self._left.wait(PATIENCE):
                     return
-                waits = self._overdue_in() == 0 or events.select(0)
+                waits = _remaining(self._due) == 0 or self._readable(events, 0)
                 if waits and visits == self._visits:
                     return
 
-    def _overdue_in(self) -> float | None:
-        due = self._due
-        return None if due == math.inf else max(0, due + PATIENCE - time.monotonic())
+    def _readable(self, events: selectors.BaseSelector, timeout: float | None) -> bool:
+        ready = [key.fd for key, _ in events.select(timeout)]
+        if self._bell[0] in ready:
+            os.read(self._bell[0], 1)
+        return self._descriptor in ready
 
     # On the host's thread
 
     def _visit(self) -> None:
-        """Run what is ready. If its own thread runs it, ask that to stop, which then calls this."""
-        if not self._lent:
+        """Run what is ready. If its own thread has it, have it let go, which then posts this."""
+        if not self._turn.acquire(blocking=False):
             self._unwatch()
-        elif not self._turn.acquire(blocking=False):
-            self._unwatch()
-            self.loop.call_soon_threadsafe(self.loop.stop)
-        else:
-            self._visits += 1
-            self._selector.timeout = 0
-            try:
-                self._enter()
-            finally:
-                self._leave(self._selector.timeout)
-                self._turn.release()
+            if self._lent:
+                self.loop.call_soon_threadsafe(self._give_way, ROUNDS)
+            return
+        try:
+            if self._lent:
+                self._visits += 1
+                try:
+                    self._enter()
+                finally:
+                    self._leave()
+            else:
+                self._unwatch()
+        finally:
+            self._turn.release()
 
     def _enter(self) -> None:
         selector = self._selector
-        selector.visiting, selector.rounds = True, ROUNDS
+        selector.visiting, selector.rounds, selector.timeout = True, ROUNDS, 0
         asyncio._set_running_loop(None)
         try:
             self.loop.run_forever()
@@ -168,37 +199,36 @@ class Guest:
             asyncio._set_running_loop(self._host.loop)
             selector.visiting = False
 
-    def _leave(self, timeout: float | None) -> None:
+    def _leave(self) -> None:
         """See to it that there is another visit, when there is something to do."""
+        timeout = self._selector.timeout
         self._due = math.inf if timeout is None else time.monotonic() + timeout
         if not self._lent:
             self._unwatch()
-            self._recalled.set()
-        if self._due < self._looks_at or not self._lent:
-            self._looks_at = -math.inf
+            self._left.set()
+        if self._due < self._sleeps_until or not self._lent:
+            self._sleeps_until = -math.inf
             os.write(self._bell[1], b"!")
         if not self._lent:
             return
         if not self._watched:
             self._watched = True
-            self._host.loop.add_reader(self._selector.fileno(), self._visit)
+            self._host.loop.add_reader(self._descriptor, self._visit)
         if timeout == 0:
-            self._go_on_soon()
+            if not self._going_on:
+                self._going_on = True
+                self._host.loop.call_soon(self._go_on)
         elif timeout is not None and self._due < self._alarm_due:
             if self._alarm is not None:
                 self._alarm.cancel()
-            self._alarm = self._host.loop.call_later(timeout, self._wake)
+            later = math.ceil(timeout / TICK) * TICK
+            self._alarm = self._host.loop.call_later(later, self._wake)
             self._alarm_due = self._due
 
     def _unwatch(self) -> None:
         if self._watched:
             self._watched = False
-            self._host.loop.remove_reader(self._selector.fileno())
-
-    def _go_on_soon(self) -> None:
-        if not self._going_on:
-            self._going_on = True
-            self._host.loop.call_soon(self._go_on)
+            self._host.loop.remove_reader(self._descriptor)
 
     def _go_on(self) -> None:
         self._going_on = False
@@ -208,3 +238,7 @@ class Guest:
         self._alarm = None
         self._alarm_due = math.inf
         self._visit()
+
+
+def _remaining(due: float) -> float | None:
+    return None if due == math.inf else max(0, due - time.monotonic())

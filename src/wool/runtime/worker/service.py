@@ -99,7 +99,7 @@ class WorkerService:
         self._ending: asyncio.Task[None] | None = None
 
     def start(self, guest: Guest | None = None) -> None:
-        """Start the routine loop, and serve on the one that runs, which may become its guest."""
+        """Start the routine loop, and serve on the one that runs, lent to it if it is a guest's."""
         self.replies = Relay(asyncio.get_running_loop())
         self.routines.start(guest)
         self._watch.start()
