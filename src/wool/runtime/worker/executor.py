@@ -1,7 +1,7 @@
 """The routine loop: the thread and the event loop that routines run on, and what runs them.
 
-gRPC is served on another loop, on this thread, too, but on another one while a routine blocks this
-(see `guest`), so a routine that does never keeps the worker from answering; `exchange` has what the
+gRPC is served on another loop, which runs on this thread, too, and on its own while a routine
+blocks this (see `guest`). So routines never keep the worker from answering. `exchange` has what the
 two loops share of a session. Of the worker's session with itself both sides are here.
 """
 

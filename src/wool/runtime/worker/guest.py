@@ -206,11 +206,10 @@ class Guest:
         if not self._lent:
             self._unwatch()
             self._left.set()
-        if self._due < self._sleeps_until or not self._lent:
-            self._sleeps_until = -math.inf
-            os.write(self._bell[1], b"!")
-        if not self._lent:
+            self._ring()
             return
+        if self._due < self._sleeps_until:
+            self._ring()
         if not self._watched:
             self._watched = True
             self._host.loop.add_reader(self._descriptor, self._visit)
@@ -224,6 +223,10 @@ class Guest:
             later = math.ceil(timeout / TICK) * TICK
             self._alarm = self._host.loop.call_later(later, self._wake)
             self._alarm_due = self._due
+
+    def _ring(self) -> None:
+        self._sleeps_until = -math.inf
+        os.write(self._bell[1], b"!")
 
     def _unwatch(self) -> None:
         if self._watched:
